@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export MPLBACKEND := Agg
+
+.PHONY: help setup demo test test-slow lint bench clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## Make .venv from the pinned constraints (on first use by the other targets, too).
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lightning-stiffness needs Python >= 3.10; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: setup  ## Train on scikit-learn's digits with wrong labels until the stop; table and picture.
+	$(BIN)/lightning-stiffness demo
+
+test: setup  ## The quick test suite.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-slow: setup  ## The tests marked slow.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+lint: setup  ## Format, lint, types, import rules.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## Time and memory of the Gram engine against the floor and the peers.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[bench]"
+	$(BIN)/python benchmarks/gram_speed.py --output benchmark_results
+
+clean:  ## Remove what setup and the tests made.
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

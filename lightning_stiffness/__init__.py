@@ -1,0 +1,1 @@
+"""Gradient stiffness for PyTorch Lightning."""

@@ -1,0 +1,276 @@
+"""Batches of any make: how many samples they hold, some of their samples, several as one, their class targets."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_stiffness import structure
+from lightning_stiffness.errors import StiffnessError
+
+Batch = TypeVar("Batch")
+
+TARGET_NAMES: Final = ("labels", "label", "targets", "target", "y")
+
+
+def batch_size(batch: object) -> int:
+    """Number of samples of a batch: the leading size of the first tensor in it that has a dimension.
+
+    Mappings, sequences and dataclasses are searched in their own order, depth first. Tensors without a dimension, and
+    tensors of another leading size further on (class weights, a shared mask), are allowed.
+
+    Args:
+        batch: What a data loader yields.
+
+    Returns:
+        The number of samples, 0 for an empty batch.
+
+    Raises:
+        StiffnessError: If there is no tensor with a dimension, or a packed or nested one is met first.
+
+    >>> import torch
+    >>> batch_size({"input_ids": torch.zeros(4, 7), "temperature": torch.tensor(1.0)})
+    4
+    """
+    for tensor in structure.tensors(batch):
+        if tensor.ndim > 0:
+            return tensor.size(0)
+    raise StiffnessError(
+        f"A batch must hold a tensor whose first dimension counts the samples; found {structure.describe(batch)}. "
+        "Return tensors from the collate function (torch.as_tensor converts arrays)."
+    )
+
+
+def take(batch: Batch, indices: Tensor | Sequence[int] | slice, size: int | None = None) -> Batch:
+    """Only these samples of a batch, in this order, in the same structure.
+
+    Tensors and arrays whose first dimension is ``size`` are indexed, and so are lists and tuples with one entry for
+    each sample (names, ids, pieces of unequal length). Mappings, sequences, named tuples and dataclasses are rebuilt,
+    and the batch itself stays as it was. Everything else is kept as it is.
+
+    Args:
+        batch: What a data loader yields.
+        indices: Which samples: an integer tensor [k], integers (negative ones count from the end), or a slice.
+        size: Number of samples of the batch; found with `batch_size` when not given.
+
+    Returns:
+        A batch of the same type with the chosen samples; a slice yields views of its tensors, indices yield copies.
+
+    Raises:
+        StiffnessError: If indices are not integers of the batch, or the batch holds a packed or nested tensor.
+
+    >>> import torch
+    >>> take({"x": torch.arange(4) * 10, "name": list("abcd"), "scale": 2.0}, [3, 0])
+    {'x': tensor([30,  0]), 'name': ['d', 'a'], 'scale': 2.0}
+    """
+    count = batch_size(batch) if size is None else size
+    rows = _Rows(indices if isinstance(indices, slice) else _as_indices(indices, count), count)
+    taken: Batch = rows.of_structure(batch)
+    return taken
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Several batches of one structure as a single batch; the inverse of cutting a batch up with `take`.
+
+    Args:
+        batches: At least one batch. What `take` would index is concatenated, other tensors must be equal in all, and
+            everything else is taken from the first.
+
+    Returns:
+        A batch of the type of the first one.
+
+    Raises:
+        StiffnessError: If there is no batch, or the batches differ in structure, in the shape of a sample, or in a
+            tensor that they share.
+
+    >>> import torch
+    >>> join([{"x": torch.tensor([1, 2]), "name": ["a", "b"]}, {"x": torch.tensor([3]), "name": ["c"]}])
+    {'x': tensor([1, 2, 3]), 'name': ['a', 'b', 'c']}
+    """
+    if not batches:
+        raise StiffnessError("At least one batch is needed to join; found none.")
+    rows = [_Rows(slice(None), batch_size(batch)) for batch in batches]
+    joined: Batch = batches[0] if len(batches) == 1 else _join_structure(list(batches), rows)
+    return joined
+
+
+def targets_of(batch: object) -> Int[Tensor, "n"]:
+    """Class targets of a batch, on the device where they are: what is named labels, label, targets, target or y.
+
+    These are keys of a mapping or fields of a named tuple or dataclass; in other sequences the second element is taken.
+
+    Args:
+        batch: What a data loader yields.
+
+    Returns:
+        One class index for each sample, int64. Shape [n, 1] is flattened, booleans become 0 and 1.
+
+    Raises:
+        StiffnessError: If there are none, or they are not one integer for each sample (regression, one-hot, soft or
+            multi-label targets).
+
+    >>> import torch
+    >>> targets_of((torch.zeros(3, 2), torch.tensor([2, 0, 1], dtype=torch.uint8)))
+    tensor([2, 0, 1])
+    """
+    return as_class_targets(_find_targets(batch), batch_size(batch))
+
+
+def as_class_targets(found: object, size: int) -> Int[Tensor, "n"]:
+    """One class index for each of ``size`` samples, checked.
+
+    Args:
+        found: A tensor, array or list of integers.
+        size: How many samples there are.
+
+    Returns:
+        The class indices, int64; shape [n, 1] is flattened, booleans become 0 and 1. Their range is not checked.
+
+    Raises:
+        StiffnessError: If found is anything but one integer for each sample.
+
+    >>> as_class_targets([1, 0, 2], size=3)
+    tensor([1, 0, 2])
+    """
+    targets = _as_tensor(found)
+    if targets is not None and targets.shape == (size, 1):
+        targets = targets.squeeze(1)
+    if targets is None or targets.shape != (size,) or targets.is_floating_point() or targets.is_complex():
+        raise StiffnessError(
+            f"Class targets must be {size} integers, one for each sample; found {structure.describe(found)}. "
+            "Regression values, soft, one-hot and multi-label targets are not class labels: "
+            "pass targets=, a callable batch -> [n] integers."
+        )
+    return targets.detach().long()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which samples are taken of a batch of ``size``."""
+
+    indices: Tensor | slice
+    size: int
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.shape[:1] == (self.size,):
+            return value[self._positions()]
+        if isinstance(value, list | tuple) and self.has_one_entry_per_sample(value):
+            return structure.rebuilt_sequence(value, [value[position] for position in self._positions()])
+        return self.of_structure(value)
+
+    def of_structure(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.of_tensor(value)
+        if not structure.is_container(value):
+            return value
+        return structure.rebuilt(value, {key: self.of(part) for key, part in structure.parts(value)})
+
+    def of_tensor(self, tensor: Tensor) -> Tensor:
+        if structure.require_indexable(tensor).shape[:1] != (self.size,):
+            return tensor
+        if isinstance(self.indices, slice):
+            return tensor[self.indices]
+        return tensor.index_select(0, self.indices.to(tensor.device))
+
+    def has_one_entry_per_sample(self, value: Any) -> bool:
+        """Whether the entries are samples, not parts of the batch: ``[x, y]`` of two samples has two entries too."""
+        if len(value) != self.size or structure.is_named_tuple(value):
+            return False
+        in_rows = [any(tensor.shape[:1] == (self.size,) for tensor in structure.tensors(entry)) for entry in value]
+        alike = len({type(entry) for entry in value}) <= 1
+        return not (all(in_rows) if alike else any(in_rows))
+
+    def _positions(self) -> list[int]:
+        return list(range(self.size)[self.indices]) if isinstance(self.indices, slice) else self.indices.tolist()
+
+
+def _as_indices(indices: Tensor | Sequence[int], size: int) -> Int[Tensor, "k"]:
+    found = torch.as_tensor(indices)
+    if found.numel() == 0:
+        return torch.zeros(0, dtype=torch.long)
+    if found.ndim != 1 or found.is_floating_point() or found.dtype == torch.bool:
+        raise StiffnessError(
+            f"indices must be integers in one dimension; found {structure.describe(found)}. "
+            "Pass positions; mask.nonzero().flatten() turns a mask into them."
+        )
+    if int(found.min()) < -size or int(found.max()) >= size:
+        raise StiffnessError(
+            f"indices must lie in a batch of {size} samples; found {int(found.min())} to {int(found.max())}. "
+            f"Pass integers from {-size} to {size - 1}."
+        )
+    return found.long() % size
+
+
+def _join(values: list[Any], rows: list[_Rows]) -> Any:
+    if all(isinstance(value, np.ndarray) and value.shape[:1] == (row.size,) for value, row in _zip(values, rows)):
+        return np.concatenate(values)
+    if all(
+        isinstance(value, list | tuple) and row.has_one_entry_per_sample(value) for value, row in _zip(values, rows)
+    ):
+        return structure.rebuilt_sequence(values[0], [entry for value in values for entry in value])
+    return _join_structure(values, rows)
+
+
+def _join_structure(values: list[Any], rows: list[_Rows]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        return _join_tensors(values, rows)
+    if not structure.is_container(first):
+        return first
+    if not all(structure.is_container(value) for value in values):
+        raise _not_joinable(values)
+    columns = [dict(structure.parts(value)) for value in values]
+    if any(column.keys() != columns[0].keys() for column in columns):
+        raise _not_joinable(values)
+    return structure.rebuilt(first, {key: _join([column[key] for column in columns], rows) for key in columns[0]})
+
+
+def _join_tensors(values: list[Any], rows: list[_Rows]) -> Tensor:
+    first: Tensor = values[0]
+    if all(isinstance(value, Tensor) and value.shape[:1] == (row.size,) for value, row in _zip(values, rows)):
+        if any(value.shape[1:] != first.shape[1:] or value.dtype != first.dtype for value in values):
+            raise _not_joinable(values)
+        return torch.cat(values)
+    if not all(isinstance(value, Tensor) and torch.equal(value, first) for value in values):
+        raise _not_joinable(values)
+    return first
+
+
+def _zip(values: list[Any], rows: list[_Rows]) -> Any:
+    return zip(values, rows, strict=True)
+
+
+def _not_joinable(values: list[Any]) -> StiffnessError:
+    found = sorted({structure.describe(value) for value in values})
+    return StiffnessError(
+        "Batches can be joined when they have the same parts, samples of the same shape and equal shared tensors; "
+        f"found {' and '.join(found[:3])}. Pass the probe as one batch, padded to one length."
+    )
+
+
+def _find_targets(batch: Any) -> Any:
+    if structure.is_container(batch):
+        named = {key: part for key, part in structure.parts(batch) if isinstance(key, str)}
+        for name in TARGET_NAMES:
+            if name in named:
+                return named[name]
+        if isinstance(batch, list | tuple) and len(batch) >= 2:
+            return batch[1]
+    raise StiffnessError(
+        f"Class targets must be the second element of the batch or be named one of {', '.join(TARGET_NAMES)}; "
+        f"found {structure.describe(batch)}. Pass targets=, a callable batch -> [n] integers."
+    )
+
+
+def _as_tensor(found: Any) -> Tensor | None:
+    with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        if isinstance(found, Tensor | list | tuple):
+            return torch.as_tensor(found)
+        if hasattr(found, "__array__"):
+            return torch.as_tensor(np.array(found))  # a copy: torch warns about arrays that are read-only
+    return None

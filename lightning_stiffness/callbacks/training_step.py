@@ -1,0 +1,238 @@
+"""Per-sample losses from the user's own, unmodified training step."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_stiffness.batching import batch_size, take, targets_of
+from lightning_stiffness.callbacks.neutrality import attached_trainer, isolated_random_state, without_autocast
+from lightning_stiffness.callbacks.separation import (
+    DifferentAloneError,
+    NotSeparableError,
+    Plan,
+    Term,
+    cut,
+    join,
+    plan,
+)
+from lightning_stiffness.callbacks.step_run import (
+    COPIES,
+    REMEDY,
+    alone,
+    copies_of,
+    described,
+    require_finite,
+    require_gradient,
+    require_usable,
+    watched_step,
+)
+from lightning_stiffness.errors import MixedSamplesError, StiffnessError
+
+Loss = Callable[[nn.Module, Any], Tensor]
+Targets = Callable[[Any], Tensor]
+
+
+def resolve_loss(pl_module: nn.Module, loss: Loss | None = None) -> Loss:
+    """Where the losses of the samples come from: ``loss``, else ``stiffness_step``, else ``training_step``.
+
+    Args:
+        pl_module: A LightningModule.
+        loss: The user's function of a module and a batch.
+
+    Returns:
+        A function of a module and a batch of n samples. It returns n finite losses with a gradient, or raises
+        StiffnessError.
+
+    Raises:
+        StiffnessError: If there is only a training step, and it is missing, belongs to manual optimisation, or asks
+            for a data loader's iterator.
+    """
+    if loss is not None:
+        return _Checked(loss, "loss(module, batch)")
+    if callable(getattr(pl_module, "stiffness_step", None)):
+        return _Checked(_stiffness_losses, "the losses of stiffness_step")
+    require_usable(pl_module)
+    return TrainingStepLoss()
+
+
+def resolve_targets(pl_module: nn.Module, targets: Targets | None = None) -> Targets:
+    """Where the class of each sample comes from: ``targets``, else ``stiffness_step``, else the batch itself.
+
+    Args:
+        pl_module: A LightningModule.
+        targets: The user's function of a batch.
+
+    Returns:
+        A function of a batch of n samples, which returns n classes.
+    """
+    if targets is not None:
+        return targets
+    if not callable(getattr(pl_module, "stiffness_step", None)):
+        return targets_of
+
+    def of_step(batch: Any) -> Int[Tensor, "n"]:
+        with torch.no_grad():
+            return _stiffness_step(pl_module, batch)[1]
+
+    return of_step
+
+
+class TrainingStepLoss:
+    """Losses of the samples of a batch from ``training_step``, called in the state in which the module is.
+
+    The scalar that a training step returns is read as a weighted sum of values that it summed or averaged on the way,
+    so many for each sample: the losses are these values, weighted by the scalar's gradient with respect to them. Their
+    mean (for a loss that is a sum: their sum) has the gradient of the scalar. Where the scalar is linear in the values,
+    as nearly always, a loss is also what the sample adds to it; else only its gradient is exact. With class weights or
+    ``ignore_index`` the loss of a sample differs by a positive factor from what the sample gives alone.
+
+    This reading is tried on single samples first. Where it is wrong, as with a penalty on the weights, the training
+    step runs for one sample at a time, which is exact by definition, but slower; a warning says so once.
+
+    Global random numbers start from the same seed in each run, so that a sample meets the same ones again; the states
+    are put back. Use an instance for one module only: it remembers what was tried.
+
+    Args:
+        trainer: Whose precision (such as "bf16-true") the step runs in; None for the trainer of the module.
+
+    Source: ours.
+
+    >>> import lightning
+    >>> class Classifier(lightning.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = nn.Linear(2, 3)
+    ...     def training_step(self, batch, batch_idx):
+    ...         x, y = batch
+    ...         return nn.functional.cross_entropy(0 * self.layer(x), y)
+    >>> batch = torch.ones(4, 2), torch.tensor([0, 1, 2, 0])
+    >>> TrainingStepLoss()(Classifier(), batch).detach()
+    tensor([1.0986, 1.0986, 1.0986, 1.0986])
+    """
+
+    def __init__(self, trainer: Any | None = None) -> None:
+        self._trainer = trainer
+        self._plans: dict[tuple[int, torch.Size] | None, Plan] = {}
+        self._has_warned = False
+
+    def __call__(self, pl_module: nn.Module, batch: Any) -> Float[Tensor, "n"]:
+        """Losses of the samples, with gradients.
+
+        Args:
+            pl_module: A LightningModule; put it in eval mode first, with `measuring`.
+            batch: What its training step takes, on its device.
+
+        Raises:
+            StiffnessError: If the training step cannot be used (manual optimisation, nothing returned, a shape that is
+                neither a scalar nor [n]), or a loss is not finite or has no gradient.
+            MixedSamplesError: If the loss of a sample depends on the other samples.
+        """
+        require_usable(pl_module)
+        size = batch_size(batch)
+        with isolated_random_state(), self._precision(pl_module):
+            losses = alone(pl_module, batch) if size == 1 else self._together(pl_module, batch, size)
+        require_finite(losses, "training_step")
+        return losses
+
+    @contextlib.contextmanager
+    def _precision(self, pl_module: nn.Module) -> Iterator[None]:
+        trainer = attached_trainer(pl_module) if self._trainer is None else self._trainer
+        precision = contextlib.nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+        with precision, without_autocast(pl_module):
+            yield
+
+    def _together(self, pl_module: nn.Module, batch: Any, size: int) -> Float[Tensor, "n"]:
+        try:
+            return self._split(pl_module, batch, size)
+        except DifferentAloneError as difference:
+            _require_unmixed(pl_module, copies_of(batch, 0, COPIES), difference)
+            reason = "it draws random numbers, or changes with each call"
+        except NotSeparableError as obstacle:
+            reason = str(obstacle)
+        self._warn(reason)
+        return torch.cat([alone(pl_module, take(batch, [sample])) for sample in range(size)])
+
+    def _split(self, pl_module: nn.Module, batch: Any, size: int) -> Float[Tensor, "n"]:
+        step = watched_step(pl_module, batch, size)
+        if step.total.shape == (size,):
+            return step.total
+        terms = cut(step)
+        return join(terms, self._plan(pl_module, batch, terms))
+
+    def _plan(self, pl_module: nn.Module, batch: Any, terms: tuple[Term, ...]) -> Plan:
+        """How to read the terms: tried on three samples, each time anew unless one term has a row for each sample."""
+        size, shape = terms[0].size, terms[0].values.shape
+        key = (terms[0].index, shape[1:]) if len(terms) == 1 and shape[0] == size else None
+        if key in self._plans:
+            return self._plans[key]
+        samples = sorted({0, size // 2, size - 1})
+        copies = COPIES if size > COPIES else COPIES + 1
+        singles = {k: cut(watched_step(pl_module, copies_of(batch, k, copies), copies)) for k in samples}
+        found = plan(terms, singles, _tolerance(pl_module))
+        if key is not None:
+            self._plans[key] = found
+        return found
+
+    def _warn(self, reason: str) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        warnings.warn(
+            f"The loss of training_step could not be split into the losses of its samples, since {reason}. The step "
+            "runs for one sample at a time: exact, but slower. To make it faster, define "
+            "`stiffness_step(self, batch) -> (losses [n], targets [n])` on the module.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A user's function of a module and a batch, whose answer is looked at."""
+
+    function: Loss
+    name: str
+
+    def __call__(self, pl_module: nn.Module, batch: Any) -> Float[Tensor, "n"]:
+        losses = self.function(pl_module, batch)
+        size = batch_size(batch)
+        if not isinstance(losses, Tensor) or losses.shape != (size,):
+            found = f"shape {list(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+            raise StiffnessError(f"{self.name} must return a tensor with one loss per sample, [{size}]; found {found}.")
+        require_gradient(losses, self.name)
+        require_finite(losses, self.name)
+        return losses
+
+
+def _stiffness_losses(pl_module: nn.Module, batch: Any) -> Tensor:
+    return _stiffness_step(pl_module, batch)[0]
+
+
+def _stiffness_step(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    result = pl_module.stiffness_step(batch)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise StiffnessError(f"stiffness_step must return a pair (losses [n], targets [n]); found {described(result)}.")
+    return result
+
+
+def _require_unmixed(pl_module: nn.Module, batch: Any, difference: DifferentAloneError) -> None:
+    """Raises where the difference cannot come from random numbers, or from what changes with each call."""
+    runs = [watched_step(pl_module, batch, COPIES, seed).reduced for seed in (0, 1)]
+    same = all(torch.allclose(one, other, rtol=_tolerance(pl_module)) for one, other in zip(*runs, strict=True))
+    if same:
+        raise MixedSamplesError(
+            f"The loss of a sample must not depend on the other samples of the batch; found that {difference}. A loss "
+            f"that compares samples (contrastive, batch statistics, mixup) has no per-sample gradients. {REMEDY}"
+        )
+
+
+def _tolerance(pl_module: nn.Module) -> float:
+    """Relative difference of a sample's loss between batches of two sizes that rounding alone can make."""
+    coarsest = max((torch.finfo(p.dtype).eps for p in pl_module.parameters() if p.is_floating_point()), default=0.0)
+    return 1e-6 if coarsest < 1e-12 else 0.05 if coarsest < 1e-6 else 0.2

@@ -1,0 +1,43 @@
+"""The published formulas on the Gram matrix of per-sample gradients, as functions of tensors.
+
+From the Gram matrix to one value for each pair: `cosine_pairs`, `sign_pairs`.
+From pairs to classes: `class_matrix`, `class_pair_sums` (its additive form, a `Tally`), `own_class_alignment`.
+Both steps in one: `cosine_stiffness`, `sign_stiffness`.
+From the class matrix to numbers: `within_class`, `between_class`, `superclass_within`, `superclass_between`.
+All of it with standard errors: `summarise`, `summarise_cross` (they give a `Stiffness`), `jackknife_error`.
+"""
+
+from lightning_stiffness.functional.jackknife import Stiffness, jackknife_error, summarise, summarise_cross
+from lightning_stiffness.functional.stiffness import (
+    between_class,
+    class_matrix,
+    class_pair_sums,
+    cosine_pairs,
+    cosine_stiffness,
+    own_class_alignment,
+    sign_pairs,
+    sign_stiffness,
+    superclass_between,
+    superclass_within,
+    within_class,
+)
+from lightning_stiffness.functional.tally import Tally
+
+__all__ = [
+    "Stiffness",
+    "Tally",
+    "between_class",
+    "class_matrix",
+    "class_pair_sums",
+    "cosine_pairs",
+    "cosine_stiffness",
+    "jackknife_error",
+    "own_class_alignment",
+    "sign_pairs",
+    "sign_stiffness",
+    "summarise",
+    "summarise_cross",
+    "superclass_between",
+    "superclass_within",
+    "within_class",
+]

@@ -1,0 +1,51 @@
+"""Sums of unit gradients over classes: what the mean cosine between classes needs, without any pair."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_stiffness.gram.collect import Found
+from lightning_stiffness.gram.factors import Run
+
+
+@dataclass
+class ClassSums:
+    """S_a, the sum over class a of weights_i * g_i, for some parameters.
+
+    Attributes:
+        num_classes: Number c of classes.
+        sums: One [c, columns] tensor for each form that was found, by its key.
+    """
+
+    num_classes: int
+    sums: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+    def add(self, found: Iterable[Found], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
+        """Adds a chunk of samples that are sorted by class."""
+        classes = [run.target for run in runs]
+        for one in found:
+            summed = one.factors.class_sums(weights.to(one.factors.dtype), runs)
+            if one.key not in self.sums:
+                self.sums[one.key] = summed.new_zeros(self.num_classes, summed.shape[1])
+            self.sums[one.key][classes] += summed
+
+    def products(self) -> Float[Tensor, "c c"]:
+        """S_a . S_b, summed over the parameters, in float64 where the device has it."""
+        total: Tensor | None = None
+        for sums in self.sums.values():
+            wide = sums if sums.device.type == "mps" else sums.double()
+            product = wide @ wide.T
+            total = product if total is None else total + product
+        return torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64) if total is None else total
+
+
+def mean_cosines(products: Float[Tensor, "c c"], counts: Float[Tensor, "c"]) -> Float[Tensor, "c c"]:
+    """Mean over pairs of different samples from sums of unit gradients; nan where there is no pair."""
+    counts = counts.to(products)
+    own = torch.diag(counts)
+    pairs = counts[:, None] * counts - own
+    means = (products - own) / pairs
+    return torch.where(pairs > 0, means, torch.nan).clamp(-1, 1)

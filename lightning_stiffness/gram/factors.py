@@ -1,0 +1,250 @@
+"""Per-sample gradients of one parameter in the form in which its operation gives them, and the algebra on that form.
+
+Every form knows its explicit gradients in column blocks; Gram matrices, norms and class sums follow from them, and a form
+overrides what it can do cheaper.
+"""
+
+import abc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_stiffness.gram.products import GramAccumulator
+
+BLOCK_BYTES = 16 << 20  # explicit gradients are formed in blocks of this size: larger ones are no faster (measured)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive samples start:stop of the same class."""
+
+    target: int
+    start: int
+    stop: int
+
+
+class Factors(abc.ABC):
+    """The per-sample gradients g_1 ... g_n of one use of a parameter, each of ``columns`` entries."""
+
+    @property
+    @abc.abstractmethod
+    def samples(self) -> int:
+        """The number n of samples."""
+
+    @property
+    @abc.abstractmethod
+    def columns(self) -> int:
+        """The number of entries of one sample's gradient."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The type of the gradients."""
+
+    @property
+    @abc.abstractmethod
+    def elements(self) -> int:
+        """The number of stored entries per sample."""
+
+    @abc.abstractmethod
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
+        """The explicit gradients, in column blocks of about ``block_bytes`` that together hold each entry once."""
+
+    @abc.abstractmethod
+    def flops(self) -> int:
+        """Floating point operations of ``add_gram``, counting a multiply-add as two."""
+
+    @property
+    @abc.abstractmethod
+    def route(self) -> str:
+        """How ``add_gram`` goes about it, for people."""
+
+    def add_gram(self, total: GramAccumulator) -> None:
+        """Adds <g_i, g_j> to the accumulator."""
+        for block in self.blocks():
+            total.add_dense(block)
+
+    def square_norms(self) -> Float[Tensor, "n"]:
+        """|g_i|^2."""
+        norms = [torch.linalg.vector_norm(block, dim=1).square_() for block in self.blocks()]
+        return torch.stack(norms).sum(0)
+
+    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:
+        """sum_i weights_i g_i over each run of samples, one row a run."""
+        summed = [
+            torch.stack([weights[run.start : run.stop] @ block[run.start : run.stop] for run in runs])
+            for block in self.blocks()
+        ]
+        return summed[0] if len(summed) == 1 else torch.cat(summed, 1)
+
+    def dense(self) -> Float[Tensor, "n p"]:
+        """All explicit gradients at once."""
+        return torch.cat(list(self.blocks()), 1)
+
+    def compact(self) -> "Factors":
+        """The same gradients in the form which needs the least memory to keep."""
+        return self
+
+    def split(self) -> tuple["Factors", ...]:
+        """One value for each parameter, where the form covers several."""
+        return (self,)
+
+
+def symmetric_flops(samples: int, columns: int) -> int:
+    """Multiply-adds, times two, of the upper triangle of an [n, columns] Gram."""
+    return samples * (samples + 1) * columns
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Explicit(Factors):
+    """The gradients themselves."""
+
+    gradients: Float[Tensor, "n p"]
+
+    @property
+    def samples(self) -> int:  # noqa: D102 (inherited)
+        return len(self.gradients)
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return self.gradients.dtype
+
+    @property
+    def columns(self) -> int:  # noqa: D102
+        return self.gradients.shape[1]
+
+    @property
+    def elements(self) -> int:  # noqa: D102
+        return self.columns
+
+    @property
+    def route(self) -> str:  # noqa: D102
+        return "explicit gradients"
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+        yield self.gradients
+
+    def flops(self) -> int:  # noqa: D102
+        return symmetric_flops(self.samples, self.columns)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Outer(Factors):
+    """g_i = sum_t left_it right_it^T, the weight gradient [a, b] of a linear map; with ``bias`` also sum_t right_it."""
+
+    left: Float[Tensor, "n t a"]
+    right: Float[Tensor, "n t b"]
+    bias: bool = False
+
+    @property
+    def samples(self) -> int:  # noqa: D102
+        return len(self.left)
+
+    @property
+    def dtype(self) -> torch.dtype:  # noqa: D102
+        return self.left.dtype
+
+    @property
+    def positions(self) -> int:
+        """The number of terms of each sample's sum."""
+        return self.left.shape[1]
+
+    @property
+    def columns(self) -> int:  # noqa: D102
+        return (self.left.shape[2] + self.bias) * self.right.shape[2]
+
+    @property
+    def elements(self) -> int:  # noqa: D102
+        return self.positions * (self.left.shape[2] + self.right.shape[2])
+
+    @property
+    def route(self) -> str:  # noqa: D102
+        if self.positions == 1:
+            return "product of two Gram matrices"
+        return "Gram over positions" if self._over_positions else "explicit gradients"
+
+    @property
+    def _over_positions(self) -> bool:
+        """Whether an (n t x n t) product costs less than explicit gradients."""
+        n, t = self.left.shape[:2]
+        a, b = self.left.shape[2], self.right.shape[2]
+        return n * t * t * (a + b) < n * a * b + 2 * t * a * b
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+        # Either orientation holds the same entries; the one with the narrower rows runs faster.
+        first, second = (
+            (self.left, self.right) if self.left.shape[2] <= self.right.shape[2] else (self.right, self.left)
+        )
+        row_bytes = self.samples * second.shape[2] * second.element_size()
+        step = max(1, block_bytes // max(1, row_bytes))
+        for start in range(0, first.shape[2], step):
+            yield torch.bmm(first[:, :, start : start + step].transpose(1, 2), second).flatten(1)
+        if self.bias:
+            yield self.right.sum(1)
+
+    def add_gram(self, total: GramAccumulator) -> None:  # noqa: D102
+        if self.positions == 1:
+            total.add_outer(self.left[:, 0].contiguous(), self.right[:, 0].contiguous(), self.bias)
+        elif self._over_positions:
+            total.add_outer_positions(self.left, self.right)
+            if self.bias:
+                total.add_dense(self.right.sum(1))
+        else:
+            super().add_gram(total)
+
+    def square_norms(self) -> Float[Tensor, "n"]:  # noqa: D102
+        if self.positions > 1:
+            return super().square_norms()
+        left = self.left[:, 0].square().sum(1) + self.bias
+        return left * self.right[:, 0].square().sum(1)
+
+    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:  # noqa: D102
+        right = self.right * weights[:, None, None]
+        rows = []
+        for run in runs:
+            part = slice(run.start, run.stop)
+            a, b = self.left[part].flatten(0, 1), right[part].flatten(0, 1)
+            rows.append(torch.cat([(a.T @ b).flatten(), *([b.sum(0)] if self.bias else [])]))
+        return torch.stack(rows)
+
+    def dense(self) -> Float[Tensor, "n p"]:
+        """The gradients in the order of an [a, b] matrix; without a bias only."""
+        assert not self.bias
+        return torch.bmm(self.left.transpose(1, 2), self.right).flatten(1)
+
+    def compact(self) -> Factors:  # noqa: D102
+        if self.elements <= self.columns:
+            return Outer(owned(self.left), owned(self.right), self.bias)
+        return Explicit(torch.cat(list(self.blocks()), 1))
+
+    def split(self) -> tuple[Factors, ...]:  # noqa: D102
+        if not self.bias:
+            return (self,)
+        return Outer(self.left, self.right), Explicit(self.right.sum(1))
+
+    def flops(self) -> int:  # noqa: D102
+        n, t, (a, b) = self.samples, self.positions, (self.left.shape[2], self.right.shape[2])
+        if t == 1 or self._over_positions:
+            return symmetric_flops(n * t, a + b)
+        return 2 * n * t * a * b + symmetric_flops(n, self.columns)
+
+
+def runs_of(targets: Sequence[int]) -> list[Run]:
+    """The runs of equal neighbours in ``targets``."""
+    runs: list[Run] = []
+    for target, members in groupby(targets):
+        start = runs[-1].stop if runs else 0
+        runs.append(Run(target, start, start + len(list(members))))
+    return runs
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """A tensor which keeps no larger storage alive than its own."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()

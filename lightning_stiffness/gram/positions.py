@@ -1,0 +1,77 @@
+"""Where the entries of a parameter end up when its uses see it transposed, sliced or split."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from lightning_stiffness.gram.graph import NotCovered, Use
+
+
+def _reshaped(index: Tensor, node: Any, output: int) -> Tensor:
+    return index.reshape(node._input_metadata[output].shape)
+
+
+def _sliced(index: Tensor, node: Any, output: int) -> Tensor:
+    selection = [slice(None)] * index.ndim
+    selection[_signed(node._saved_dim)] = slice(_signed(node._saved_start), _signed(node._saved_end), node._saved_step)
+    return index[tuple(selection)]
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_REPLAY: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
+    "T": lambda index, node, output: index.t(),
+    "View": _reshaped,
+    "UnsafeView": _reshaped,
+    "ReshapeAlias": _reshaped,
+    "Squeeze": _reshaped,
+    "Unsqueeze": _reshaped,
+    "Alias": lambda index, node, output: index,
+    "Clone": lambda index, node, output: index,
+    "ToCopy": lambda index, node, output: index,
+    "Transpose": lambda index, node, output: index.transpose(_signed(node._saved_dim0), _signed(node._saved_dim1)),
+    "Permute": lambda index, node, output: index.permute([_signed(axis) for axis in node._saved_dims]),
+    "Slice": _sliced,
+    "Select": lambda index, node, output: index.select(_signed(node._saved_dim), _signed(node._saved_index)),
+    "Split": lambda index, node, output: index.split(node._saved_split_size, _signed(node._saved_dim))[output],
+    "SplitWithSizes": lambda index, node, output: index.split(list(node._saved_split_sizes), _signed(node._saved_dim))[
+        output
+    ],
+    "Unbind": lambda index, node, output: index.unbind(_signed(node._saved_dim))[output],
+}
+
+
+def positions_of(use: Use, parameter: Tensor) -> Int[Tensor, "..."]:
+    """For each entry of the parameter as its consumer sees it, its place in the flattened parameter.
+
+    Raises:
+        NotCovered: A node on the way does not say what it did.
+    """
+    index = torch.arange(parameter.numel()).view(parameter.shape)
+    for node, output in reversed(use.path):
+        name = node.name().rstrip("012").removesuffix("Backward")
+        try:
+            index = _REPLAY[name](index, node, output)
+        except (AttributeError, RuntimeError, IndexError) as cause:
+            raise NotCovered(f"{node.name()} does not say what it did: {cause}") from cause
+    return index
+
+
+def shape_of(use: Use, parameter: Tensor) -> tuple[int, ...]:
+    """The shape of the parameter as its consumer sees it."""
+    if not use.path:
+        return tuple(parameter.shape)
+    node, output = use.path[0]
+    metadata: Any = node
+    return tuple(metadata._input_metadata[output].shape)
+
+
+def disjoint(parts: list[Tensor]) -> bool:
+    """Whether no entry is seen twice."""
+    flat = torch.cat([part.flatten() for part in parts])
+    return len(flat.unique()) == len(flat)

@@ -1,0 +1,105 @@
+"""What the engine returns."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """The Gram matrix of per-sample loss gradients.
+
+    Attributes:
+        matrix: K_ij = <g_i, g_j>, g_i the gradient of sample i's loss with respect to all trainable parameters. float64 where the
+            device has it. Symmetric, positive semi-definite up to the rounding of the model's precision.
+        losses: The losses of the samples, detached.
+        routes: For each trainable parameter, by its name in the module, how its contribution was computed.
+    """
+
+    matrix: Float[Tensor, "n n"]
+    losses: Float[Tensor, "n"]
+    routes: Mapping[str, str]
+
+    @property
+    def norms(self) -> Float[Tensor, "n"]:
+        """|g_i|, in units of loss per unit of weight."""
+        return self.matrix.diagonal().clamp_min(0).sqrt()
+
+    @property
+    def zero(self) -> Bool[Tensor, "n"]:
+        """Samples whose gradient is exactly zero: they have no direction and take no part in stiffness."""
+        return self.matrix.diagonal() == 0
+
+
+@dataclass(frozen=True, eq=False)
+class ClassCosine:
+    """Mean cosines of per-sample gradients between classes.
+
+    Attributes:
+        matrix: Mean cosine over pairs of different samples, the first of the row's class and the second of the column's; in
+            [-1, 1], float64; nan where there is no such pair.
+        counts: Samples of each class with a gradient that is not zero.
+        zero: Samples whose gradient is exactly zero, which are left out.
+        losses: The losses of the samples, detached.
+    """
+
+    matrix: Float[Tensor, "c c"]
+    counts: Float[Tensor, "c"]
+    zero: Bool[Tensor, "n"]
+    losses: Float[Tensor, "n"]
+
+
+@dataclass(frozen=True)
+class ExplanationRow:
+    """One parameter of an explanation (or several, where one product covers them)."""
+
+    parameters: str
+    operation: str
+    route: str
+    flops: int | None
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How a batch's Gram is computed; `str()` is a table. FLOPs and bytes are those of the products, without forward and backward."""
+
+    rows: tuple[ExplanationRow, ...]
+    samples: int
+    graph_bytes: int
+    chunk: int
+
+    def __str__(self) -> str:
+        """The table."""
+        head = ("parameters", "operation", "route", "MFLOP", "MB")
+        lines = [
+            (row.parameters, row.operation, row.route, _millions(row.flops, 1e6), _millions(row.bytes, 2**20))
+            for row in self.rows
+        ]
+        lines.append(("total", "", "", _millions(self.flops, 1e6), ""))
+        widths = [max(len(line[k]) for line in [head, *lines]) for k in range(5)]
+        table = [
+            _padded(head, widths),
+            "  ".join("-" * width for width in widths),
+            *(_padded(line, widths) for line in lines),
+        ]
+        passes = f"{self.samples} samples at once" if self.chunk >= self.samples else f"{self.chunk} samples at a time"
+        return "\n".join([*table, f"forward and backward: {passes}, {self.graph_bytes / 2**20:.1f} MB of activations"])
+
+    __repr__ = __str__
+
+    @property
+    def flops(self) -> int:
+        """Sum over the parameters that take the graph route."""
+        return sum(row.flops or 0 for row in self.rows)
+
+
+def _millions(value: int | None, unit: float) -> str:
+    return "?" if value is None else f"{value / unit:,.1f}"
+
+
+def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
+    left = [cell.ljust(width) for cell, width in zip(cells[:3], widths[:3], strict=True)]
+    return "  ".join([*left, *(cell.rjust(width) for cell, width in zip(cells[3:], widths[3:], strict=True))]).rstrip()

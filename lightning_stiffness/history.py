@@ -1,0 +1,300 @@
+"""What was measured in a run: the only state that is checkpointed, and what everything downstream reads."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, final, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lightning_stiffness import json_lines
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.jackknife import Stiffness, jackknife_error
+
+FORMAT = "lightning-stiffness history"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ProbeSummary:
+    """What a reader of a history has to know about its probe.
+
+    Attributes:
+        mode: which pairs were compared: two training samples, two validation samples, or one of each ("cross").
+        num_classes: number of classes c.
+        strata: the class of each jackknife replicate; in cross mode those of the columns are offset by ``num_classes``.
+        label_entropy: entropy of the probe's labels in nats, the lowest cross-entropy that a prediction without regard
+            to the input can reach; nan when it is not known.
+        class_names: one name for each class, or None.
+        superclasses: the super-class of each class, or None.
+    """
+
+    mode: Literal["train", "val", "cross"]
+    num_classes: int
+    strata: tuple[int, ...]
+    label_entropy: float
+    class_names: tuple[str, ...] | None = None
+    superclasses: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("train", "val", "cross"):
+            raise StiffnessError(f"mode must be 'train', 'val' or 'cross', but is {self.mode!r}.")
+        for name in ("class_names", "superclasses"):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != self.num_classes:
+                raise StiffnessError(
+                    f"{name} must have one entry for each of the {self.num_classes} classes, but has {len(entries)}."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One measurement.
+
+    Attributes:
+        step: optimizer steps taken before it.
+        epoch: epochs completed before it, with fraction.
+        cosine: stiffness as the mean cosine of two gradients, in [-1, 1].
+        sign: stiffness as the mean sign of the product of two gradients, in [-1, 1].
+        loss: mean loss of the probe.
+        loss_se: standard error of that mean.
+        zero_fraction: share of the probe's samples whose gradient is exactly zero (they are left out), in [0, 1].
+        seconds: time the measurement took.
+    """
+
+    step: int
+    epoch: float
+    cosine: Stiffness
+    sign: Stiffness
+    loss: float
+    loss_se: float
+    zero_fraction: float
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """Return the numbers worth a curve: stiffness within and between classes with standard errors, loss, cost.
+
+        A plain name is the cosine, ``_sign`` marks the sign. A value without any counted pair is nan.
+
+        Example:
+            >>> flat = Stiffness(torch.eye(2), 1.0, 0.1, 0.0, 0.1, torch.ones(4), torch.zeros(4))
+            >>> Reading(10, 1.0, flat, flat, 2.2, 0.1, 0.0, 0.5).metrics()["within"]
+            1.0
+        """
+        return {
+            "within": self.cosine.within,
+            "within_se": self.cosine.within_se,
+            "between": self.cosine.between,
+            "between_se": self.cosine.between_se,
+            "within_sign": self.sign.within,
+            "within_sign_se": self.sign.within_se,
+            "between_sign": self.sign.between,
+            "between_sign_se": self.sign.between_se,
+            "zero_fraction": self.zero_fraction,
+            "loss": self.loss,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Change:
+    """Change of a statistic between two readings of the same probe, with its paired standard error (nan: unknown)."""
+
+    value: float
+    se: float
+
+
+@final
+class History(Sequence[Reading]):
+    """The readings of one run in the order of their steps.
+
+    Args:
+        probe: what they were measured on.
+        readings: readings to begin with.
+
+    Example:
+        >>> flat = Stiffness(torch.eye(2), 1.0, 0.1, 0.0, 0.1, torch.ones(4), torch.zeros(4))
+        >>> history = History(ProbeSummary("train", 2, (0, 0, 1, 1), 0.69))
+        >>> history.append(Reading(10, 1.0, flat, flat, 0.7, 0.1, 0.0, 0.5))
+        >>> history.append(Reading(20, 2.0, flat, flat, 0.6, 0.1, 0.0, 0.5))
+        >>> history.series("loss").tolist()
+        [0.7, 0.6]
+        >>> history
+        History(2 readings of a train probe with 2 classes, epoch 1 to 2)
+    """
+
+    def __init__(self, probe: ProbeSummary, readings: Iterable[Reading] = ()) -> None:
+        self.probe = probe
+        self._readings: list[Reading] = []
+        for reading in readings:
+            self.append(reading)
+
+    def __len__(self) -> int:
+        return len(self._readings)
+
+    @overload
+    def __getitem__(self, index: int) -> Reading: ...
+    @overload
+    def __getitem__(self, index: slice) -> "History": ...
+    def __getitem__(self, index: int | slice) -> "Reading | History":
+        if isinstance(index, slice):
+            return History(self.probe, self._readings[index])
+        return self._readings[index]
+
+    def __repr__(self) -> str:
+        span = f", epoch {self[0].epoch:g} to {self[-1].epoch:g}" if self else ""
+        return f"History({len(self)} readings of a {self.probe.mode} probe with {self.probe.num_classes} classes{span})"
+
+    def append(self, reading: Reading) -> None:
+        """Add a reading.
+
+        Raises:
+            StiffnessError: it does not come after the last reading, or does not have the shape of its probe.
+        """
+        if self and not (reading.step > self[-1].step and reading.epoch >= self[-1].epoch):
+            raise StiffnessError(
+                f"A reading must come after the last one (step {self[-1].step}, epoch {self[-1].epoch:g}), but is of "
+                f"step {reading.step}, epoch {reading.epoch:g}. On resuming, go on from history.truncated(step)."
+            )
+        for stiffness in (reading.cosine, reading.sign):
+            _check_fits(stiffness, self.probe)
+        self._readings.append(reading)
+
+    def truncated(self, step: int) -> "History":
+        """Return the history up to and with ``step``: what a run that is taken up again from there knows."""
+        return History(self.probe, (reading for reading in self if reading.step <= step))
+
+    def series(self, name: str) -> Float[Tensor, " r"]:
+        """Return one number of each of the r readings, by its name in `Reading.metrics`, or "epoch" or "step".
+
+        Raises:
+            StiffnessError: there is no number of that name.
+        """
+        rows = [{"step": reading.step, "epoch": reading.epoch, **reading.metrics()} for reading in self]
+        if rows and name not in rows[0]:
+            raise StiffnessError(f"There is no series {name!r}; choose one of {', '.join(rows[0])}.")
+        return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+
+    def within_change(self, start: int, stop: int) -> Change:
+        """Return by how much the within-class cosine stiffness changed from reading ``start`` to reading ``stop``.
+
+        Both are measured on the same samples, so the standard error is that of the paired difference (see
+        `jackknife_error`): about half of what two independent probes would give.
+
+        Example:
+            >>> before = Stiffness(torch.eye(2), 0.9, 0.1, 0.0, 0.1, torch.tensor([0.8, 1.0, 0.9, 0.9]), torch.zeros(4))
+            >>> after = Stiffness(torch.eye(2), 0.7, 0.1, 0.0, 0.1, torch.tensor([0.7, 0.7, 0.7, 0.7]), torch.zeros(4))
+            >>> readings = [Reading(i, i, s, s, 0.7, 0.1, 0.0, 0.5) for i, s in enumerate((before, after))]
+            >>> change = History(ProbeSummary("train", 2, (0, 0, 1, 1), 0.69), readings).within_change(0, 1)
+            >>> f"{change.value:.2f} +- {change.se:.2f}"
+            '-0.20 +- 0.10'
+        """
+        first, last = self[start].cosine, self[stop].cosine
+        change = last.within_replicates.double() - first.within_replicates.double()
+        error = jackknife_error(change, torch.tensor(self.probe.strata, device=change.device))
+        return Change(last.within - first.within, error.item())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the history as plain numbers, strings and tensors, as ``torch.load(weights_only=True)`` accepts."""
+        return {"version": VERSION, "probe": asdict(self.probe), "readings": [asdict(reading) for reading in self]}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "History":
+        """Return the history that gave this `state_dict`, bit for bit, on the CPU; StiffnessError if none did."""
+        _check_version(state.get("version"))
+        return cls(_probe(state.get("probe", {})), [_reading(record) for record in state.get("readings", ())])
+
+    def save(self, path: "str | os.PathLike[str]") -> None:
+        """Write the whole history; who reads ``path`` meanwhile, or after a crash, finds the old file or the new."""
+        json_lines.replace(Path(path), b"".join([_header(self.probe), *(json_lines.encode(asdict(r)) for r in self)]))
+
+    def append_line(self, path: "str | os.PathLike[str]") -> None:
+        """Add the last reading to a file that has all the others; it is on the disk when this returns.
+
+        A file that is missing, empty or ends in a torn line is written anew. A run that is taken up again from an
+        earlier step calls `save` once first, since its file may be ahead of it.
+        """
+        if json_lines.is_extensible(Path(path)):
+            json_lines.extend(Path(path), json_lines.encode(asdict(self[-1])))
+        else:
+            self.save(path)
+
+    @classmethod
+    def load(cls, path: "str | os.PathLike[str]") -> "History":
+        """Return the history written to ``path``; a torn last line, left by a crash, is not counted.
+
+        Arrays come back in single precision, numbers as they were.
+
+        Raises:
+            StiffnessError: it is no history, of a newer version, or damaged before its last line (the line is named).
+            FileNotFoundError: there is no such file.
+        """
+        header, *records = json_lines.read(Path(path)) or [None]
+        history = cls(_probe_of_header(header, path))
+        for number, record in enumerate(records, start=2):
+            with _naming(f"{path}, line {number}"):
+                history.append(_reading(record))
+        return history
+
+
+def _check_fits(stiffness: Stiffness, probe: ProbeSummary) -> None:
+    classes, replicates = (probe.num_classes, probe.num_classes), (len(probe.strata),)
+    found = tuple(stiffness.matrix.shape), tuple(stiffness.within_replicates.shape)
+    if found != (classes, replicates):
+        raise StiffnessError(
+            f"A reading of this probe must have a class matrix of shape {classes} and replicates of shape {replicates}"
+            f", but has {found[0]} and {found[1]}. A history belongs to one probe: begin a new one."
+        )
+
+
+def _check_version(version: object) -> None:
+    if not isinstance(version, int) or version > VERSION:
+        raise StiffnessError(
+            f"A history must be of version {VERSION} or older, but this is of {version!r}. Update lightning-stiffness."
+        )
+
+
+def _probe(record: Mapping[str, Any]) -> ProbeSummary:
+    fields: dict[str, Any] = {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in record.items()}
+    try:
+        return ProbeSummary(**fields)
+    except TypeError as error:
+        raise StiffnessError(f"This does not describe a probe: {error}.") from error
+
+
+def _reading(record: Mapping[str, Any]) -> Reading:
+    try:
+        fields = {**record, "cosine": _stiffness(record["cosine"]), "sign": _stiffness(record["sign"])}
+        return Reading(**fields)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StiffnessError(f"This is no record of a reading: {error!r}.") from error
+
+
+def _stiffness(record: Mapping[str, Any]) -> Stiffness:
+    fields: dict[str, Any] = {key: entry.cpu() if isinstance(entry, Tensor) else entry for key, entry in record.items()}
+    return Stiffness(**fields)
+
+
+def _header(probe: ProbeSummary) -> bytes:
+    known = {key: entry for key, entry in asdict(probe).items() if entry is not None}
+    return json_lines.encode({"format": FORMAT, "version": VERSION, "probe": known})
+
+
+def _probe_of_header(header: Any, path: "str | os.PathLike[str]") -> ProbeSummary:
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise StiffnessError(f"{path}, line 1: a history must begin with its header, but this file does not.")
+    with _naming(f"{path}, line 1"):
+        _check_version(header.get("version"))
+        return _probe(header.get("probe", {}))
+
+
+@contextmanager
+def _naming(place: str) -> Iterator[None]:
+    try:
+        yield
+    except StiffnessError as error:
+        raise StiffnessError(f"{place}: {error}") from error

@@ -1,0 +1,17 @@
+import hypothesis
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes and types written in the signatures are checked here, and only here: users do not pay for it.
+install_import_hook(["lightning_stiffness.functional", "lightning_stiffness.gram"], "beartype.beartype")
+
+hypothesis.settings.register_profile("project", deadline=None, print_blob=True)  # the first call into torch is slow
+hypothesis.settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

@@ -1,0 +1,72 @@
+"""Histories made of numbers, for tests of what reads them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from lightning_stiffness.functional.jackknife import Stiffness, jackknife_error
+from lightning_stiffness.history import History, ProbeSummary, Reading
+
+
+@dataclass(frozen=True)
+class Toy:
+    """How a toy history is laid out; every class has `per_class` samples, and `missing` classes have no pairs."""
+
+    num_classes: int = 3
+    per_class: int = 4
+    checks_per_epoch: float = 1.0
+    standard_error: float = 0.01
+    missing: tuple[int, ...] = ()
+    class_names: tuple[str, ...] | None = None
+    superclasses: tuple[int, ...] | None = None
+
+
+def toy_probe(toy: Toy = Toy()) -> ProbeSummary:
+    strata = tuple(label for label in range(toy.num_classes) for _ in range(toy.per_class))
+    return ProbeSummary("train", toy.num_classes, strata, math.log(toy.num_classes), toy.class_names, toy.superclasses)
+
+
+def toy_stiffness(within: float, between: float, seed: int, toy: Toy = Toy()) -> Stiffness:
+    """A stiffness with these summaries; replicates scatter around them independently for each seed."""
+    generator = torch.Generator().manual_seed(seed)
+    strata = torch.tensor(toy_probe(toy).strata)
+    matrix = between + 0.02 * torch.randn(toy.num_classes, toy.num_classes, generator=generator, dtype=torch.float64)
+    matrix = ((matrix + matrix.T) / 2).fill_diagonal_(within)
+    for label in toy.missing:
+        matrix[label, :] = matrix[:, label] = math.nan
+    scatter = torch.randn(2, len(strata), generator=generator, dtype=torch.float64)
+    scatter *= toy.standard_error / torch.stack([jackknife_error(row, strata) for row in scatter])[:, None]
+    return Stiffness(
+        matrix, within, toy.standard_error, between, toy.standard_error, within + scatter[0], between + scatter[1]
+    )
+
+
+def toy_reading(check: int, within: float, loss: float = 1.0, toy: Toy = Toy()) -> Reading:
+    """Reading number `check` of a run with ten steps between two readings."""
+    between = -within / 5
+    cosine = toy_stiffness(within, between, 2 * check, toy)
+    sign = toy_stiffness(math.tanh(3 * within), math.tanh(3 * between), 2 * check + 1, toy)
+    return Reading(10 * check, check / toy.checks_per_epoch, cosine, sign, loss, 0.02, 0.0, 0.5)
+
+
+def toy_history(within: Sequence[float], losses: Sequence[float] | None = None, toy: Toy = Toy()) -> History:
+    """A history with these values; without losses the loss is at chance level first and far below it ever after."""
+    chance = math.log(toy.num_classes)
+    losses = [chance, *[chance / 2] * (len(within) - 1)] if losses is None else losses
+    readings = [toy_reading(i, w, loss, toy) for i, (w, loss) in enumerate(zip(within, losses, strict=True))]
+    return History(toy_probe(toy), readings)
+
+
+def overfitting_history(epochs: int = 20, toy: Toy = Toy(num_classes=10)) -> History:
+    """A run as they mostly go: stiffness is highest after an epoch and falls from there on, the loss all the time."""
+    checks = torch.arange(int(epochs * toy.checks_per_epoch) + 1, dtype=torch.float64) / toy.checks_per_epoch
+    within = (0.3 + 0.5 * checks) * torch.exp(-checks / 3) + 0.25
+    losses = math.log(toy.num_classes) * torch.exp(-checks / 5)
+    return toy_history(within.tolist(), losses.tolist(), toy)
+
+
+def with_stiffness(reading: Reading, cosine: Stiffness) -> Reading:
+    """The reading with another cosine stiffness."""
+    return replace(reading, cosine=cosine)
