@@ -1,1 +1,79 @@
-"""Gradient stiffness for PyTorch Lightning."""
+"""Gradient stiffness for PyTorch Lightning: what a classifier learns, and when it starts to memorise.
+
+Two samples are stiff to each other when a gradient step on one also lowers the loss of the other.
+
+Symbols, here and in the shapes of signatures: n samples (rows), m column samples, c classes, t positions of a sample (tokens,
+pixels), p parameters, g_i the gradient of sample i's loss with respect to all trainable parameters, K_ij = <g_i, g_j> the Gram matrix.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_stiffness.callbacks import StiffnessEarlyStopping, StiffnessMonitor
+    from lightning_stiffness.errors import MixedSamplesError, StiffnessError
+    from lightning_stiffness.gram import GramEngine
+    from lightning_stiffness.history import History, Reading
+    from lightning_stiffness.metrics import (
+        BetweenClassSignStiffness,
+        BetweenClassStiffness,
+        CosineStiffness,
+        SignStiffness,
+        WithinClassSignStiffness,
+        WithinClassStiffness,
+    )
+    from lightning_stiffness.probe import Probe
+    from lightning_stiffness.stopping import Decision, StiffnessDrop
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "StiffnessEarlyStopping": "callbacks",
+    "StiffnessMonitor": "callbacks",
+    "MixedSamplesError": "errors",
+    "StiffnessError": "errors",
+    "GramEngine": "gram",
+    "History": "history",
+    "Reading": "history",
+    "BetweenClassSignStiffness": "metrics",
+    "BetweenClassStiffness": "metrics",
+    "CosineStiffness": "metrics",
+    "SignStiffness": "metrics",
+    "WithinClassSignStiffness": "metrics",
+    "WithinClassStiffness": "metrics",
+    "Probe": "probe",
+    "Decision": "stopping",
+    "StiffnessDrop": "stopping",
+}
+
+__all__ = [  # noqa: PLE0604, RUF022 (names that are imported when they are first asked for)
+    "BetweenClassSignStiffness",
+    "BetweenClassStiffness",
+    "CosineStiffness",
+    "Decision",
+    "GramEngine",
+    "History",
+    "MixedSamplesError",
+    "Probe",
+    "Reading",
+    "SignStiffness",
+    "StiffnessDrop",
+    "StiffnessEarlyStopping",
+    "StiffnessError",
+    "StiffnessMonitor",
+    "WithinClassSignStiffness",
+    "WithinClassStiffness",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: the engine must not need Lightning, nor the formulas matplotlib."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

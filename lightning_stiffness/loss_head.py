@@ -1,6 +1,7 @@
 """The end of a training step, where losses are computed: in double precision, and without losing the samples."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -57,6 +58,8 @@ _LOSSES: Final[frozenset[_Function]] = (
 _REDUCTIONS: Final[frozenset[_Function]] = frozenset(
     function for owner in (torch, Tensor) for function in (owner.sum, owner.mean, owner.nansum, owner.nanmean)
 )
+
+_signature = functools.cache(inspect.signature)
 
 
 @contextlib.contextmanager
@@ -149,7 +152,7 @@ class PerSampleReductions(TorchFunctionMode):
         return result
 
     def _loss(self, func: _Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        call = inspect.signature(func).bind(*args, **kwargs)
+        call = _signature(func).bind(*args, **kwargs)
         call.apply_defaults()
         reduction = call.arguments["reduction"]
         if not _is_known(func, call.arguments):

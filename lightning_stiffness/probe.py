@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from lightning_stiffness.batching import as_class_targets, batch_size, targets_of
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.labels import balanced_positions, labels_of
-from lightning_stiffness.reading import IndexedSamples, Samples, only_loader, samples_of
+from lightning_stiffness.samples import IndexedSamples, Samples, only_loader, samples_of
 
 LARGEST_PROBE: Final = 10_000  # samples, and so classes: their Gram matrix takes 800 MB
 

@@ -25,7 +25,8 @@ def measuring(pl_module: nn.Module) -> Iterator[None]:
     Put back are the training flag of each submodule, the global random states (torch, CUDA, numpy, Python), and every
     attribute of every submodule: references, the contents of tensors that are not parameters (buffers, states of
     torchmetrics), and those of lists, dicts, sets and deques at any depth. Attributes that are new are removed.
-    ``.grad`` and ``requires_grad`` are not touched.
+    ``.grad`` and ``requires_grad`` are not touched. Take gradients inside: a buffer that is put back no longer serves a
+    graph in which it was used.
 
     Not seen are changes inside objects of other classes (an average meter, a numpy array), in class attributes and in
     global variables, and writes through an experiment that the module itself holds (``self.writer``, ``wandb.log``).
@@ -136,7 +137,7 @@ def _needs_training_mode(part: nn.Module) -> bool:
 
 
 def _versions(module: nn.Module) -> dict[str, int]:
-    return {name: p._version for name, p in module.named_parameters() if not p.is_inference()}
+    return {name: p._version for name, p in module.named_parameters() if not (is_lazy(p) or p.is_inference())}
 
 
 def _require_unchanged(module: nn.Module, versions: dict[str, int]) -> None:

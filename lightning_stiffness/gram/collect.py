@@ -165,9 +165,11 @@ def join(parts: Sequence[_Placed], entries: int, dense_bytes: int) -> Factors:
     """
     if len(parts) == 1:
         return parts[0].factors
-    groups = [group for group in _by_positions(parts) if group]
-    merged = [_Placed(_concatenated(group), group[0].positions) for group in groups]
-    if len(merged) == 1 and not isinstance(merged[0].factors, _Several):
+    merged: list[_Placed] = []
+    for group in _by_positions(parts):
+        factors = _concatenated(group)
+        merged.extend(group if factors is None else [_Placed(factors, group[0].positions)])
+    if len(merged) == 1:
         return merged[0].factors
     tied = _tied_embedding(merged)
     if tied is not None:
@@ -185,11 +187,6 @@ def join(parts: Sequence[_Placed], entries: int, dense_bytes: int) -> Factors:
     return Explicit(total)
 
 
-@dataclass(frozen=True, eq=False)
-class _Several:
-    """Uses that see the same positions but do not concatenate."""
-
-
 def _by_positions(parts: Sequence[_Placed]) -> list[list[_Placed]]:
     groups: list[list[_Placed]] = []
     for part in parts:
@@ -202,7 +199,7 @@ def _by_positions(parts: Sequence[_Placed]) -> list[list[_Placed]]:
     return groups
 
 
-def _concatenated(group: Sequence[_Placed]) -> Any:
+def _concatenated(group: Sequence[_Placed]) -> Factors | None:
     """One value for uses with equal positions, where their kind allows it."""
     factors = [part.factors for part in group]
     if len(factors) == 1:
@@ -216,7 +213,7 @@ def _concatenated(group: Sequence[_Placed]) -> Any:
     if len(rows) == len(factors):
         indices, values = torch.cat([part.indices for part in rows], 1), torch.cat([part.values for part in rows], 1)
         return Rows(indices, values, rows[0].rows)
-    return _Several()
+    return None
 
 
 def _tied_embedding(merged: Sequence[_Placed]) -> TiedEmbedding | None:

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.reading import (
+from lightning_stiffness.samples import (
     IndexedSamples,
     ReadyBatches,
     StreamedSamples,

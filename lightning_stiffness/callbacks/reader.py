@@ -1,0 +1,102 @@
+"""Takes a reading: the probe goes through the user's module, and the Gram matrix through the formulas."""
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_stiffness.batching import join
+from lightning_stiffness.callbacks.neutrality import measuring
+from lightning_stiffness.functional import Stiffness, cosine_pairs, sign_pairs, summarise, summarise_cross
+from lightning_stiffness.gram import GramEngine
+from lightning_stiffness.history import ProbeSummary, Reading
+from lightning_stiffness.probe import Probe, label_entropy
+
+Mode = Literal["train", "val", "cross"]
+
+
+@dataclass(frozen=True)
+class ProbePair:
+    """The samples that are compared: one probe with itself, or a training probe with a validation probe.
+
+    Attributes:
+        mode: Which of the two, and whose samples.
+        rows: The probe, in cross mode that of training samples.
+        columns: The validation probe in cross mode, else None.
+    """
+
+    mode: Mode
+    rows: Probe
+    columns: Probe | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the probes know together."""
+        return max(probe.num_classes for probe in (self.rows, self.columns) if probe is not None)
+
+    @property
+    def batch(self) -> Any:
+        """All samples, rows first."""
+        return self.rows.batch if self.columns is None else join([self.rows.batch, self.columns.batch])
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Classes without a within-class value: fewer than two samples, or in cross mode none on one side."""
+        return self.rows.missing if self.columns is None else tuple(sorted({*self.rows.missing, *self.columns.missing}))
+
+    def summary(self, class_names: tuple[str, ...] | None, superclasses: tuple[int, ...] | None) -> ProbeSummary:
+        """What a reader of the history has to know."""
+        strata = self.rows.targets.tolist()
+        if self.columns is not None:
+            strata += (self.columns.targets + self.num_classes).tolist()
+        entropy = label_entropy(self.rows.targets)
+        return ProbeSummary(self.mode, self.num_classes, tuple(strata), entropy, class_names, superclasses)
+
+    def stiffness(self, pairs: Tensor) -> Stiffness:
+        """The class matrix and its summaries from the values of all pairs of samples."""
+        if self.columns is None:
+            return summarise(pairs, self.rows.targets, self.num_classes)
+        n = len(self.rows.targets)
+        return summarise_cross(pairs[:n, n:], self.rows.targets, self.columns.targets, self.num_classes)
+
+
+@dataclass(frozen=True)
+class StiffnessReader:
+    """Measures one module on one probe, leaving no trace.
+
+    Attributes:
+        module: The user's LightningModule.
+        engine: The Gram engine on it.
+        probes: What is compared; the batch on the module's device is `batch`.
+        batch: All samples of the probes, where the module is.
+    """
+
+    module: nn.Module
+    engine: GramEngine
+    probes: ProbePair
+    batch: Any
+
+    def read(self, step: int, epoch: float) -> Reading:
+        """A reading at this step.
+
+        Raises:
+            StiffnessError: As `GramEngine.gram`.
+        """
+        start = time.perf_counter()
+        with measuring(self.module):
+            gram = self.engine.gram(self.batch)
+        matrix = gram.matrix.cpu().double()
+        losses = gram.losses.cpu().double()[: len(self.probes.rows.targets)]
+        spread = losses.std() / len(losses) ** 0.5 if len(losses) > 1 else torch.tensor(torch.nan)
+        return Reading(
+            step=step,
+            epoch=epoch,
+            cosine=self.probes.stiffness(cosine_pairs(matrix)),
+            sign=self.probes.stiffness(sign_pairs(matrix)),
+            loss=float(losses.mean()),
+            loss_se=float(spread),
+            zero_fraction=float(gram.zero.double().mean()),
+            seconds=time.perf_counter() - start,
+        )
