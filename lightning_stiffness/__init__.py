@@ -2,8 +2,9 @@
 
 Two samples are stiff to each other when a gradient step on one also lowers the loss of the other.
 
-Symbols, here and in the shapes of signatures: n samples (rows), m column samples, c classes, t positions of a sample (tokens,
-pixels), p parameters, g_i the gradient of sample i's loss with respect to all trainable parameters, K_ij = <g_i, g_j> the Gram matrix.
+Symbols, here and in the shapes of signatures: n samples (rows), m column samples, c classes, t positions of a sample
+(tokens, pixels), p parameters, g_i the gradient of sample i's loss with respect to all trainable parameters, K_ij =
+<g_i, g_j> the Gram matrix.
 """
 
 from importlib import import_module
@@ -46,7 +47,7 @@ _HOME = {
     "StiffnessDrop": "stopping",
 }
 
-__all__ = [  # noqa: PLE0604, RUF022 (names that are imported when they are first asked for)
+__all__ = [
     "BetweenClassSignStiffness",
     "BetweenClassStiffness",
     "CosineStiffness",

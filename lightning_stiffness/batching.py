@@ -74,6 +74,16 @@ def take(batch: Batch, indices: Tensor | Sequence[int] | slice, size: int | None
     return taken
 
 
+def take_unchecked(batch: Batch, indices: Int[Tensor, "k"], size: int) -> Batch:
+    """`take` without a look at the values of the indices, so that torch.func can vectorise it.
+
+    Raises:
+        RuntimeError: Under torch.func, if the batch holds entries that are not tensors, such as names.
+    """
+    taken: Batch = _Rows(indices, size).of_structure(batch)
+    return taken
+
+
 def join(batches: Sequence[Batch]) -> Batch:
     """Several batches of one structure as a single batch; the inverse of cutting a batch up with `take`.
 

@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from torch import Tensor
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.history import History
+from lightning_stiffness.history import History, Reading
 
 # Okabe and Ito's palette: the pairs used together differ for every kind of colour vision, and in grey.
 BLUE, ORANGE, GREEN, INK, GREY = "#0072B2", "#D55E00", "#009E73", "#333333", "#737373"
@@ -31,6 +31,7 @@ STYLE: dict[Any, Any] = {
 }
 STIFFNESS_COLORS = {"within": BLUE, "between": ORANGE}
 CURVE_COLORS = {"test": GREEN, "training": GREY}
+COSINE = "mean cosine of two gradients"
 MOST_TICKS = 20
 MOST_NUMBERS = 12
 Arguments = ParamSpec("Arguments")
@@ -38,8 +39,7 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run without stopping went through: equally long, one value for each epoch it was evaluated at.
-    """
+    """What a run without stopping went through: equally long, one value for each epoch it was evaluated at."""
 
     epochs: tuple[float, ...]
     train_loss: tuple[float, ...]
@@ -96,9 +96,7 @@ def within_and_between(history: History, decision_epoch: float | None = None) ->
 
 @_styled
 def class_matrix(
-    matrix: Float[Tensor, "c c"],
-    class_names: Sequence[str] | None = None,
-    title: str | None = None,
+    matrix: Float[Tensor, "c c"], class_names: Sequence[str] | None = None, title: str | None = None
 ) -> Figure:
     """Heat map of one class matrix: red for classes that help each other, blue for classes that harm each other.
 
@@ -116,7 +114,7 @@ def class_matrix(
     axes = figure.add_subplot()
     image = _draw_matrix(axes, matrix, class_names, _limit([matrix]))
     axes.set_title(title or "Stiffness of the classes")
-    _draw_scale(figure, image, [axes])
+    _draw_scale(figure, image, [axes], "stiffness")
     return figure
 
 
@@ -125,10 +123,10 @@ def class_matrices(history: History, indices: Sequence[int] | None = None) -> Fi
     """Class matrices of a few readings side by side in one scale; by default of the first, middle and last.
 
     Raises:
-        StiffnessError: the history is empty.
+        StiffnessError: the history is empty, or no reading is chosen.
     """
-    _require_readings(history)
     chosen = _first_middle_last(len(history)) if indices is None else indices
+    _require_readings(history if chosen else ())
     figure = Figure(figsize=(1.2 + 3.6 * len(chosen), 4.0), layout="constrained")
     _draw_matrices(figure, history, {index: f"Epoch {history[index].epoch:.4g}" for index in chosen})
     return figure
@@ -161,9 +159,7 @@ def training_summary(
     percent = [100 * share for share in curves.test_accuracy]
     lines = [_draw_curve(accuracy, curves, percent, "test", stop_epoch)]
     _finish(accuracy, "Test accuracy", "per cent", lines, stop_epoch)
-    _finish(
-        stiffness, "Stiffness", "mean cosine of two gradients", _draw_stiffness(stiffness, stopped, full), stop_epoch
-    )
+    _finish(stiffness, "Stiffness", COSINE, _draw_stiffness(stiffness, stopped, full), stop_epoch)
     indices = _first_middle_last(len(stopped))
     titles = {index: f"Class matrix, epoch {stopped[index].epoch:.4g}" for index in indices}
     if stop_epoch is not None:
@@ -184,10 +180,10 @@ class _Line:
 def _draw_stiffness(axes: Axes, history: History, full: History | None = None) -> list[_Line]:
     axes.axhline(0.0, color=GREY, linewidth=0.8)
     lines = [_draw_band(axes, history, name, opacity=1.0) for name in STIFFNESS_COLORS]
-    rest = [] if full is None else [index for index, reading in enumerate(full) if reading.epoch >= history[-1].epoch]
-    if full is None or not rest:
+    before = 0 if full is None else sum(reading.epoch < history[-1].epoch for reading in full)
+    if full is None or before == len(full):
         return lines
-    return [_draw_band(axes, full[rest[0] :], name, opacity=0.4) for name in STIFFNESS_COLORS]
+    return [_draw_band(axes, full[before:], name, opacity=0.4) for name in STIFFNESS_COLORS]
 
 
 def _draw_band(axes: Axes, history: History, name: str, opacity: float) -> _Line:
@@ -202,12 +198,10 @@ def _draw_band(axes: Axes, history: History, name: str, opacity: float) -> _Line
 
 def _draw_curve(axes: Axes, curves: Curves, values: Sequence[float], name: str, stop_epoch: float | None) -> _Line:
     color = CURVE_COLORS[name]
-    after = math.inf if stop_epoch is None else stop_epoch
-    begun = [index for index, epoch in enumerate(curves.epochs) if epoch <= after]
-    rest = [index for index, epoch in enumerate(curves.epochs) if epoch >= after]
-    for part, opacity in ((begun, 1.0), (begun[-1:] + rest, 0.4)):
-        xs, ys = [curves.epochs[index] for index in part], [values[index] for index in part]
-        axes.plot(xs, ys, color=color, linewidth=2.0, alpha=opacity, marker="o" if len(curves.epochs) == 1 else "")
+    begun = len(values) if stop_epoch is None else sum(epoch <= stop_epoch for epoch in curves.epochs)
+    for part, opacity in ((slice(0, begun), 1.0), (slice(max(begun - 1, 0), None), 0.4)):
+        marker = "o" if len(values) == 1 else ""
+        axes.plot(curves.epochs[part], values[part], color=color, linewidth=2.0, alpha=opacity, marker=marker)
     return _Line(name, color, values[-1])
 
 
@@ -229,9 +223,8 @@ def _name_lines(axes: Axes, lines: list[_Line]) -> None:
     lowest = -math.inf
     for line in sorted(lines, key=lambda line: line.end):
         lowest = max((line.end - bottom) / (top - bottom), lowest + 0.075)
-        axes.annotate(
-            line.name, (1.0, lowest), (4.0, 0.0), "axes fraction", "offset points", va="center", color=line.color
-        )
+        units = ("axes fraction", "offset points")
+        axes.annotate(line.name, (1.0, lowest), (4.0, 0.0), *units, va="center", color=line.color)
 
 
 def _draw_matrices(figure: Figure | SubFigure, history: History, titles: dict[int, str]) -> None:
@@ -240,7 +233,7 @@ def _draw_matrices(figure: Figure | SubFigure, history: History, titles: dict[in
     for axes, matrix, title in zip(panels, matrices, titles.values(), strict=True):
         image = _draw_matrix(axes, matrix, history.probe.class_names, _limit(matrices))
         axes.set_title(title)
-    _draw_scale(figure, image, list(panels))
+    _draw_scale(figure, image, list(panels), COSINE)
 
 
 def _draw_matrix(axes: Axes, matrix: Tensor, class_names: Sequence[str] | None, limit: float) -> AxesImage:
@@ -269,10 +262,8 @@ def _write_numbers(axes: Axes, matrix: Tensor, limit: float) -> None:
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=6.0)
 
 
-def _draw_scale(figure: Figure | SubFigure, image: AxesImage, panels: list[Axes]) -> None:
-    bar = figure.colorbar(image, ax=panels, shrink=0.8, pad=0.02, aspect=25)
-    bar.set_label("mean cosine of two gradients")
-    bar.outline.set_visible(False)
+def _draw_scale(figure: Figure | SubFigure, image: AxesImage, panels: list[Axes], unit: str) -> None:
+    figure.colorbar(image, ax=panels, shrink=0.8, pad=0.02, aspect=25, label=unit).outline.set_visible(False)
 
 
 def _limit(matrices: Sequence[Tensor]) -> float:
@@ -285,20 +276,20 @@ def _first_middle_last(count: int) -> list[int]:
 
 
 def _headline(curves: Curves, stop_epoch: float | None) -> str:
-    end, final = curves.epochs[-1], curves.test_accuracy[-1]
+    end, accuracies = curves.epochs[-1], [f"{100 * share:.1f} %" for share in curves.test_accuracy]
     if stop_epoch is None:
-        best = max(curves.test_accuracy)
-        return f"Not stopped in {end:.4g} epochs: test accuracy {final:.1%} at the end, {best:.1%} at best"
-    nearest = min(range(len(curves.epochs)), key=lambda index: abs(curves.epochs[index] - stop_epoch))
+        best = accuracies[curves.test_accuracy.index(max(curves.test_accuracy))]
+        return f"Not stopped in {end:.4g} epochs: test accuracy {accuracies[-1]} at the end, {best} at best"
+    nearest = min(range(len(accuracies)), key=lambda index: abs(curves.epochs[index] - stop_epoch))
     return (
-        f"Stopped at epoch {stop_epoch:.4g} of {end:.4g} with a test accuracy of {curves.test_accuracy[nearest]:.1%}; "
-        f"going on would have ended at {final:.1%}"
+        f"Stopped at epoch {stop_epoch:.4g} of {end:.4g} with a test accuracy of {accuracies[nearest]}; "
+        f"going on (pale) would have ended at {accuracies[-1]}"
     )
 
 
-def _require_readings(history: History) -> None:
-    if not history:
-        raise StiffnessError("A picture needs at least one reading, but the history is empty. Measure first.")
+def _require_readings(readings: Sequence[Reading]) -> None:
+    if not readings:
+        raise StiffnessError("A picture needs at least one reading, but there is none. Measure first.")
 
 
 def _require_square(matrix: Tensor, class_names: Sequence[str] | None) -> None:

@@ -155,10 +155,10 @@ class History(Sequence[Reading]):
         Raises:
             StiffnessError: it does not come after the last reading, or does not have the shape of its probe.
         """
-        if self and not (reading.step > self[-1].step and reading.epoch >= self[-1].epoch):
+        if self and reading.step <= self[-1].step:
             raise StiffnessError(
-                f"A reading must come after the last one (step {self[-1].step}, epoch {self[-1].epoch:g}), but is of "
-                f"step {reading.step}, epoch {reading.epoch:g}. On resuming, go on from history.truncated(step)."
+                f"A reading must be of a later step than the last one, {self[-1].step}, but is of step {reading.step}. "
+                "On resuming, go on from history.truncated(step)."
             )
         for stiffness in (reading.cosine, reading.sign):
             _check_fits(stiffness, self.probe)

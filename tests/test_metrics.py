@@ -25,7 +25,7 @@ from lightning_stiffness.metrics import (
 )
 from tests.functional import oracle
 from tests.functional.synthetic import Labelled, random_labelled
-from tests.functional.unchecked import unchecked_types
+from tests.unchecked import unchecked_types
 
 matplotlib.use("Agg")
 

@@ -54,7 +54,7 @@ def toy_reading(check: int, within: float, loss: float = 1.0, toy: Toy = Toy()) 
 def toy_history(within: Sequence[float], losses: Sequence[float] | None = None, toy: Toy = Toy()) -> History:
     """A history with these values; without losses the loss is at chance level first and far below it ever after."""
     chance = math.log(toy.num_classes)
-    losses = [chance, *[chance / 2] * (len(within) - 1)] if losses is None else losses
+    losses = [chance, *[chance / 2] * len(within)][: len(within)] if losses is None else losses
     readings = [toy_reading(i, w, loss, toy) for i, (w, loss) in enumerate(zip(within, losses, strict=True))]
     return History(toy_probe(toy), readings)
 

@@ -40,8 +40,12 @@ def require_same_namespace(trainer: Any) -> None:
         StiffnessError: The Trainer belongs to the other package.
     """
     if not isinstance(trainer, Trainer):
+        found = next(
+            (kind.__module__ for kind in type(trainer).__mro__ if kind.__module__.endswith("trainer.trainer")),
+            type(trainer).__module__,
+        )
         raise StiffnessError(
             f"The callbacks are built on {Trainer.__module__.split('.')[0]!r}, but the Trainer is one of "
-            f"{type(trainer).__module__.split('.')[0]!r}: the two do not know each other's classes. Import only one of the two packages, "
+            f"{found.split('.')[0]!r}: the two do not know each other's classes. Import only one of the two packages, "
             "before lightning_stiffness."
         )

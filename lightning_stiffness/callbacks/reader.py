@@ -1,5 +1,6 @@
 """Takes a reading: the probe goes through the user's module, and the Gram matrix through the formulas."""
 
+import hashlib
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,14 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_stiffness.batching import join
+from lightning_stiffness.batching import join, take
 from lightning_stiffness.callbacks.neutrality import measuring
 from lightning_stiffness.functional import Stiffness, cosine_pairs, sign_pairs, summarise, summarise_cross
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.history import ProbeSummary, Reading
 from lightning_stiffness.probe import Probe, label_entropy
+from lightning_stiffness.structure import tensors
 
 Mode = Literal["train", "val", "cross"]
+REHEARSED = 4  # samples
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class ProbePair:
         """Classes without a within-class value: fewer than two samples, or in cross mode none on one side."""
         return self.rows.missing if self.columns is None else tuple(sorted({*self.rows.missing, *self.columns.missing}))
 
+    @property
+    def fingerprint(self) -> str:
+        """Equal for the same samples: their positions in the dataset, or their content where these are not known."""
+        digest = hashlib.sha256()
+        for probe in (self.rows, self.columns):
+            if probe is not None:
+                digest.update(repr(probe.targets.tolist()).encode())
+                digest.update(_content(probe.batch) if None in probe.ids else repr(probe.ids).encode())
+        return digest.hexdigest()
+
     def summary(self, class_names: tuple[str, ...] | None, superclasses: tuple[int, ...] | None) -> ProbeSummary:
         """What a reader of the history has to know."""
         strata = self.rows.targets.tolist()
@@ -60,6 +73,11 @@ class ProbePair:
             return summarise(pairs, self.rows.targets, self.num_classes)
         n = len(self.rows.targets)
         return summarise_cross(pairs[:n, n:], self.rows.targets, self.columns.targets, self.num_classes)
+
+
+def _content(batch: Any) -> bytes:
+    parts = (part.detach().cpu().reshape(-1).contiguous().view(torch.uint8) for part in tensors(batch))
+    return b"".join(part.numpy().tobytes() for part in parts)
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,15 @@ class StiffnessReader:
     engine: GramEngine
     probes: ProbePair
     batch: Any
+
+    def rehearse(self) -> None:
+        """Measures a few samples, to find out now what cannot work later.
+
+        Raises:
+            StiffnessError: As `GramEngine.gram`.
+        """
+        with measuring(self.module):
+            self.engine.gram(take(self.batch, slice(0, REHEARSED)))
 
     def read(self, step: int, epoch: float) -> Reading:
         """A reading at this step.

@@ -14,7 +14,8 @@ from lightning_stiffness.gram.fallback import flat_gradient
 from lightning_stiffness.gram.measurement import Measurement
 from lightning_stiffness.gram.products import GramAccumulator
 
-TOLERANCE = 1e-3  # of |g_i| |g_j|: float32 gradients of deep networks differ by 1e-5 to 1e-4 between batch sizes, faults by 1e-2 and more
+# Of |g_i| |g_j|: float32 gradients of deep networks differ by 1e-5 to 1e-4 between batch sizes, faults by 1e-2 or more.
+TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class Check:
         own = torch.stack(alone).double().cpu()
         return _close(matrix.double().cpu()[chosen][:, chosen], own @ own.T)
 
-    def raise_if_not_per_sample(self, losses: Tensor, chosen: Sequence[int]) -> None:
-        """Finds out whether the loss, and not the engine, is the reason.
+    def agrees_inside(self, matrix: Tensor, losses: Tensor, chosen: Sequence[int]) -> bool:
+        """Whether they are those of plain autograd on the whole batch, where the loss has the scale that it has.
+
+        Finds out first whether the loss, and not the engine, is at fault.
 
         Raises:
             StiffnessError: The loss is random.
@@ -57,22 +60,24 @@ class Check:
         again = self.losses_of(self.batch)
         if not torch.allclose(again.detach(), losses, rtol=1e-4, atol=1e-7):
             raise StiffnessError(
-                "The losses must be the same each time a batch is measured; two evaluations of the same batch differ by "
-                f"{(again.detach() - losses).abs().max():.1e}{self._in_training_mode()}. "
+                "The losses must be the same each time a batch is measured; two evaluations of the same batch differ "
+                f"by {(again.detach() - losses).abs().max():.1e}{self._in_training_mode()}. "
                 "Call module.eval() before measuring, or take the randomness out of the loss."
             )
-        for k in chosen:
-            inside = flat_gradient(again[k], self.parameters, retain_graph=True)
-            alone = self._alone(k, losses)
-            if not _parallel(inside, alone):
+        inside = torch.stack([flat_gradient(again[k], self.parameters, retain_graph=True) for k in chosen])
+        for k, gradient in zip(chosen, inside, strict=True):
+            if not _parallel(gradient, self._alone(k, losses)):
                 raise MixedSamplesError(
                     "The loss of a sample must depend on that sample alone; the gradient of the loss of sample "
-                    f"{k} changes when the other samples of the batch are taken away{self._in_training_mode()}. Losses that compare "
-                    "samples (contrastive, batch statistics) have no per-sample gradient: pass a loss with one value per sample."
+                    f"{k} changes when the other samples of the batch are taken away{self._in_training_mode()}. "
+                    "Losses that compare samples (contrastive, batch statistics) have no per-sample gradient: pass a "
+                    "loss with one value per sample."
                 )
+        inside = inside.double().cpu()
+        return _close(matrix.double().cpu()[chosen][:, chosen], inside @ inside.T)
 
     def _alone(self, sample: int, losses: Tensor) -> Tensor:
-        """The gradient of one sample's loss computed from that sample alone, brought to the scale it has in the batch."""
+        """The gradient of one sample's loss, computed from that sample alone and scaled as it is in the batch."""
         one = self.losses_of(take(self.batch, [sample], self.samples))
         ratio = losses[sample] / one[0].detach()
         scale = ratio if torch.isfinite(ratio) and ratio > 0 else torch.ones_like(ratio)
@@ -85,7 +90,7 @@ class Check:
 
 
 def contradicted(measurement: Measurement) -> list[int]:
-    """The parameters whose contribution to a (small) batch's Gram is not that of plain autograd; counted as the plan does."""
+    """The parameters, by their place in the plan, whose part of a small batch's Gram is not that of autograd."""
     parameters, n = measurement.parameters, measurement.samples
     losses = measurement.losses_of(measurement.batch)
     gradients = [torch.autograd.grad(loss, parameters, allow_unused=True, retain_graph=True) for loss in losses]
@@ -106,7 +111,7 @@ def contradicted(measurement: Measurement) -> list[int]:
         if not _close(total.result().double(), reference):
             wrong.extend(found.parameters)
 
-    measurement.collector.collect(losses, torch.ones_like(losses), compare)
+    measurement.collect(losses, torch.ones_like(losses), compare)
     return sorted({*wrong, *silent})
 
 

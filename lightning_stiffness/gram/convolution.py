@@ -8,6 +8,7 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_stiffness.gram.factors import BLOCK_BYTES, Explicit, Factors, owned, symmetric_flops
 
@@ -35,26 +36,32 @@ class Convolution(Factors):
     settings: ConvolutionSettings
 
     @property
-    def samples(self) -> int:  # noqa: D102
+    @override
+    def samples(self) -> int:
         return len(self.inputs)
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    @override
+    def dtype(self) -> torch.dtype:
         return self.inputs.dtype
 
     @property
-    def columns(self) -> int:  # noqa: D102
+    @override
+    def columns(self) -> int:
         return math.prod(self.settings.weight_shape)
 
     @property
-    def elements(self) -> int:  # noqa: D102
+    @override
+    def elements(self) -> int:
         return self.inputs[0].numel() + self.output_gradients[0].numel()
 
     @property
-    def route(self) -> str:  # noqa: D102
+    @override
+    def route(self) -> str:
         return "explicit gradients by grouped convolution"
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+    @override
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
         settings, itemsize = self.settings, self.inputs.element_size()
         outputs = self.output_gradients.shape[1]
         whole = settings.groups > 1 or settings.transposed  # then channels of input and output cannot be cut apart
@@ -62,17 +69,20 @@ class Convolution(Factors):
         for start in range(0, outputs, step):
             yield _convolution_gradients(self.inputs, self.output_gradients[:, start : start + step], settings)
 
-    def compact(self) -> Factors:  # noqa: D102
+    @override
+    def compact(self) -> Factors:
         if self.elements < self.columns:
             return Convolution(owned(self.inputs), owned(self.output_gradients), self.settings)
         return Explicit(self.dense())
 
-    def flops(self) -> int:  # noqa: D102
+    @override
+    def flops(self) -> int:
         per_position = self.columns // self.output_gradients.shape[1]
         return 2 * self.output_gradients.numel() * per_position + symmetric_flops(self.samples, self.columns)
 
 
-# The filters of this many entries together fit the L2 cache: one grouped convolution over so many samples runs fastest (measured).
+# The filters of this many entries together fit the L2 cache: one grouped convolution over so many samples runs fastest
+# (measured).
 _CACHED_FILTERS = 300_000
 _LARGE_FILTER = 40_000
 

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_stiffness.gram.factors import BLOCK_BYTES, Factors, Outer, Run, owned, symmetric_flops
 from lightning_stiffness.gram.products import GramAccumulator
@@ -22,26 +23,32 @@ class Rows(Factors):
     rows: int
 
     @property
-    def samples(self) -> int:  # noqa: D102
+    @override
+    def samples(self) -> int:
         return len(self.indices)
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    @override
+    def dtype(self) -> torch.dtype:
         return self.values.dtype
 
     @property
-    def columns(self) -> int:  # noqa: D102
+    @override
+    def columns(self) -> int:
         return self.rows * self.values.shape[2]
 
     @property
-    def elements(self) -> int:  # noqa: D102
+    @override
+    def elements(self) -> int:
         return self.values[0].numel() + 2 * self.indices.shape[1]
 
     @property
-    def route(self) -> str:  # noqa: D102
+    @override
+    def route(self) -> str:
         return "rows shared by two samples"
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+    @override
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
         n, width = self.samples, self.values.shape[2]
         step = max(1, block_bytes // max(1, n * width * self.values.element_size()))
         sample = torch.arange(n, device=self.indices.device)[:, None].expand_as(self.indices)
@@ -52,7 +59,8 @@ class Rows(Factors):
             block.index_add_(0, (sample * rows + self.indices - start)[inside], self.values[inside])
             yield block.view(n, rows * width)
 
-    def add_gram(self, total: GramAccumulator) -> None:  # noqa: D102
+    @override
+    def add_gram(self, total: GramAccumulator) -> None:
         summed, sample, row = self._aggregated()
         order = torch.argsort(row, stable=True)
         summed, sample, row = summed[order], sample[order], row[order]
@@ -66,11 +74,13 @@ class Rows(Factors):
                 vectors, samples = summed[members], sample[members]
                 total.add_scattered(samples[:, :, None], samples[:, None, :], vectors @ vectors.transpose(1, 2))
 
-    def square_norms(self) -> Float[Tensor, "n"]:  # noqa: D102
+    @override
+    def square_norms(self) -> Float[Tensor, "n"]:
         summed, sample, _ = self._aggregated()
         return summed.new_zeros(self.samples).index_add_(0, sample, summed.square().sum(1))
 
-    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:  # noqa: D102
+    @override
+    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:
         width = self.values.shape[2]
         result = self.values.new_zeros(len(runs), self.rows, width)
         weighted = self.values * weights[:, None, None]
@@ -87,10 +97,12 @@ class Rows(Factors):
         summed.index_add_(0, inverse, self.values.flatten(0, 1))
         return summed, keys // self.rows, keys % self.rows
 
-    def compact(self) -> Factors:  # noqa: D102
+    @override
+    def compact(self) -> Factors:
         return Rows(self.indices, owned(self.values), self.rows)
 
-    def flops(self) -> int:  # noqa: D102
+    @override
+    def flops(self) -> int:
         return symmetric_flops(
             self.samples, self.values[0].numel()
         )  # at most: every position shares its row with all samples
@@ -110,26 +122,32 @@ class TiedEmbedding(Factors):
         object.__setattr__(self, "parts", (self.embedding, self.output))
 
     @property
-    def samples(self) -> int:  # noqa: D102
+    @override
+    def samples(self) -> int:
         return self.embedding.samples
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    @override
+    def dtype(self) -> torch.dtype:
         return self.embedding.dtype
 
     @property
-    def columns(self) -> int:  # noqa: D102
+    @override
+    def columns(self) -> int:
         return self.embedding.columns
 
     @property
-    def elements(self) -> int:  # noqa: D102
+    @override
+    def elements(self) -> int:
         return self.embedding.elements + self.output.elements
 
     @property
-    def route(self) -> str:  # noqa: D102
+    @override
+    def route(self) -> str:
         return "embedding and output layer with their cross terms"
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+    @override
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
         width = self.embedding.values.shape[2]
         start = 0
         for block in self.embedding.blocks(block_bytes):
@@ -138,7 +156,8 @@ class TiedEmbedding(Factors):
             yield block + torch.bmm(part, self.output.left).flatten(1)
             start += rows
 
-    def add_gram(self, total: GramAccumulator) -> None:  # noqa: D102
+    @override
+    def add_gram(self, total: GramAccumulator) -> None:
         for part in self.parts:
             part.add_gram(total)
         cross = self._cross(total.scratch)
@@ -158,6 +177,7 @@ class TiedEmbedding(Factors):
             cross[start:stop] = product.view(stop - start, t, n, s).sum((1, 3))
         return cross
 
-    def flops(self) -> int:  # noqa: D102
+    @override
+    def flops(self) -> int:
         (n, t), s = self.embedding.indices.shape, self.output.positions
         return self.embedding.flops() + self.output.flops() + 2 * n * n * t * s * self.output.left.shape[2]

@@ -25,27 +25,29 @@ Result = TypeVar("Result")
 class GramEngine:
     """Computes inner products of per-sample loss gradients by reading the autograd graph.
 
-    Nothing is set on the module, `.grad` is untouched and no global random number is drawn. The module is measured in the mode it
-    is in: call `module.eval()` first if it has dropout or batch norm.
+    Nothing is set on the module, `.grad` is untouched and no global random number is drawn. The module is measured in
+    the mode it is in: call `module.eval()` first if it has dropout or batch norm.
 
     Args:
         module: The model; all its parameters with `requires_grad` count.
-        loss: (module, batch) -> losses [n], one per sample, such as cross entropy with `reduction="none"`. Loss functions of
-            torch are evaluated in double precision, so that gradients of fitted samples are not rounding noise.
-        budget: Bytes of memory that activations and factors may take beside the [n, n] result. Larger batches are processed in
-            chunks of samples and groups of parameters: slower, with the same result.
+        loss: (module, batch) -> losses [n], one per sample, such as cross entropy with `reduction="none"`. Loss
+            functions of torch are evaluated in double precision, so that gradients of fitted samples are not rounding
+            noise.
+        budget: Bytes of memory that activations and factors may take beside the [n, n] result. Larger batches are
+            processed in chunks of samples and groups of parameters: slower, with the same result.
         check: Compare two samples with plain autograd whenever a new kind of graph is seen.
 
-    Source: ours; the product of two Gram matrices for linear layers is folklore (e.g. Goodfellow, arXiv:1510.01799, for norms).
+    Source: ours; for linear layers the product of two Gram matrices, as Goodfellow (arXiv:1510.01799) has it for norms.
 
     Example:
         >>> import torch
         >>> from torch.nn.functional import cross_entropy
         >>> model = torch.nn.Linear(2, 2, bias=False)
         >>> _ = torch.nn.init.zeros_(model.weight)
-        >>> engine = GramEngine(model, lambda module, batch: cross_entropy(module(batch[0]), batch[1], reduction="none"))
+        >>> def losses(module, batch):
+        ...     return cross_entropy(module(batch[0]), batch[1], reduction="none")
         >>> batch = torch.tensor([[1.0, 1.0], [2.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0, 1])
-        >>> engine.gram(batch).matrix.round(decimals=4)
+        >>> GramEngine(model, losses).gram(batch).matrix.round(decimals=4)
         tensor([[ 1.0000,  1.5000, -0.5000],
                 [ 1.5000,  2.5000, -1.0000],
                 [-0.5000, -1.0000,  0.5000]], dtype=torch.float64)
@@ -81,11 +83,11 @@ class GramEngine:
         return gram
 
     def class_cosine(self, batch: Any, targets: Int[Tensor, "n"], num_classes: int) -> ClassCosine:
-        """The class matrix of mean cosines without the Gram matrix: linear in n, with memory for c x p sums of gradients.
+        """The class matrix of mean cosines without the Gram matrix: linear in n, with memory for c x p sums.
 
-        With u_i = g_i / |g_i| and S_a the sum of u_i over class a, the mean over pairs is S_a . S_b / (n_a n_b) between classes and
-        (|S_a|^2 - n_a) / (n_a (n_a - 1)) within one. Where the sums do not fit the budget, each group of parameters takes a pass of
-        its own.
+        With u_i = g_i / |g_i| and S_a the sum of u_i over class a, the mean over pairs is S_a . S_b / (n_a n_b) between
+        classes and (|S_a|^2 - n_a) / (n_a (n_a - 1)) within one. Where the sums do not fit the budget, each group of
+        parameters takes a pass of its own.
 
         Source: ours.
 
@@ -120,24 +122,26 @@ class GramEngine:
         return self._run(batch, Measurement.explain)
 
     def _run(self, batch: Any, work: Callable[[Measurement], Result]) -> Result:
-        """Plans where needed, and plans again where the graph turns out to be another one or a rule declines."""
+        """Works by a plan, and by an amended one for as long as the graph or a rule contradicts it."""
         measurement = self._measurement(batch)
         for _ in range(len(measurement.names) + 2):
-            try:
-                return work(measurement)
-            except GraphChanged:
-                self._plan = None
-                measurement = self._measurement(batch)
-            except CheckpointError:
-                # Reading a checkpointed activation recomputes it, and torch allows that once, for its own backward pass.
-                everything = dict.fromkeys(range(len(measurement.names)), "activation checkpointing")
-                measurement.plan.fallback.update(everything)
-            except Declined as declined:
-                measurement.plan.fallback.update(dict.fromkeys(declined.parameters, str(declined)))
-        measurement.plan.fallback.update(
-            dict.fromkeys(range(len(measurement.names)), "the graph differs from call to call")
-        )
+            done, result = self._attempt(measurement, work)
+            if done:
+                return result  # type: ignore[return-value]  # it is the result where it is done
+            measurement = self._measurement(batch)
+        _send_to_fallback(measurement, "the graph differs from call to call")
         return work(measurement)
+
+    def _attempt(self, measurement: Measurement, work: Callable[[Measurement], Result]) -> tuple[bool, Result | None]:
+        try:
+            return True, work(measurement)
+        except GraphChanged:
+            self._plan = None
+        except CheckpointError:  # torch lets a checkpointed activation be recomputed once, for its own backward pass
+            _send_to_fallback(measurement, "activation checkpointing")
+        except Declined as declined:
+            measurement.plan.fallback.update(dict.fromkeys(declined.parameters, str(declined)))
+        return False, None
 
     def _measurement(self, batch: Any) -> Measurement:
         n = batch_size(batch)
@@ -146,8 +150,8 @@ class GramEngine:
         names = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
         if not names:
             raise StiffnessError(
-                f"{type(self.module).__name__} has no trainable parameter: every requires_grad is False, so there is no gradient "
-                "to compare. Measure before freezing, or unfreeze the layers you want to look at."
+                f"{type(self.module).__name__} has no trainable parameter: every requires_grad is False, so there is "
+                "no gradient to compare. Measure before freezing, or unfreeze the layers you want to look at."
             )
         parameters = list(names.values())
         if self._plan is None:
@@ -165,10 +169,10 @@ class GramEngine:
         measurement = self._measurement(batch)
         check = Check(self.module, self._source, measurement.parameters, batch, measurement.samples)
         chosen = check.chosen(gram.norms)
-        agrees = check.agrees(gram.matrix, gram.losses, chosen)
-        if None in measurement.plan.prefixes or not agrees:  # samples that mix leave no batch axis
-            check.raise_if_not_per_sample(gram.losses, chosen)
-        if agrees:
+        # Samples that mix leave no batch axis, and then no rule applies that could be wrong about them.
+        if None not in measurement.plan.prefixes and check.agrees(gram.matrix, gram.losses, chosen):
+            return False
+        if check.agrees_inside(gram.matrix, gram.losses, chosen):
             return False
         names = list(measurement.names)
         faulty = self._faulty(measurement, chosen) or [
@@ -186,3 +190,7 @@ class GramEngine:
         """The parameters whose own contribution differs from plain autograd on a batch of the chosen samples."""
         pair = replace(measurement, batch=take(measurement.batch, chosen, measurement.samples), samples=len(chosen))
         return contradicted(pair)
+
+
+def _send_to_fallback(measurement: Measurement, reason: str) -> None:
+    measurement.plan.fallback.update(dict.fromkeys(range(len(measurement.names)), reason))

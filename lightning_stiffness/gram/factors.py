@@ -1,7 +1,7 @@
 """Per-sample gradients of one parameter in the form in which its operation gives them, and the algebra on that form.
 
-Every form knows its explicit gradients in column blocks; Gram matrices, norms and class sums follow from them, and a form
-overrides what it can do cheaper.
+Every form knows its explicit gradients in column blocks; Gram matrices, norms and class sums follow from them, and a
+form overrides what it can do cheaper.
 """
 
 import abc
@@ -13,6 +13,7 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_stiffness.gram.products import GramAccumulator
 
@@ -108,29 +109,36 @@ class Explicit(Factors):
     gradients: Float[Tensor, "n p"]
 
     @property
-    def samples(self) -> int:  # noqa: D102 (inherited)
+    @override
+    def samples(self) -> int:
         return len(self.gradients)
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    @override
+    def dtype(self) -> torch.dtype:
         return self.gradients.dtype
 
     @property
-    def columns(self) -> int:  # noqa: D102
+    @override
+    def columns(self) -> int:
         return self.gradients.shape[1]
 
     @property
-    def elements(self) -> int:  # noqa: D102
+    @override
+    def elements(self) -> int:
         return self.columns
 
     @property
-    def route(self) -> str:  # noqa: D102
+    @override
+    def route(self) -> str:
         return "explicit gradients"
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+    @override
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
         yield self.gradients
 
-    def flops(self) -> int:  # noqa: D102
+    @override
+    def flops(self) -> int:
         return symmetric_flops(self.samples, self.columns)
 
 
@@ -144,11 +152,13 @@ class Outer(Factors):
     bias: bool = False
 
     @property
-    def samples(self) -> int:  # noqa: D102
+    @override
+    def samples(self) -> int:
         return len(self.left)
 
     @property
-    def dtype(self) -> torch.dtype:  # noqa: D102
+    @override
+    def dtype(self) -> torch.dtype:
         return self.left.dtype
 
     @property
@@ -157,15 +167,18 @@ class Outer(Factors):
         return self.left.shape[1]
 
     @property
-    def columns(self) -> int:  # noqa: D102
+    @override
+    def columns(self) -> int:
         return (self.left.shape[2] + self.bias) * self.right.shape[2]
 
     @property
-    def elements(self) -> int:  # noqa: D102
+    @override
+    def elements(self) -> int:
         return self.positions * (self.left.shape[2] + self.right.shape[2])
 
     @property
-    def route(self) -> str:  # noqa: D102
+    @override
+    def route(self) -> str:
         if self.positions == 1:
             return "product of two Gram matrices"
         return "Gram over positions" if self._over_positions else "explicit gradients"
@@ -177,7 +190,8 @@ class Outer(Factors):
         a, b = self.left.shape[2], self.right.shape[2]
         return n * t * t * (a + b) < n * a * b + 2 * t * a * b
 
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:  # noqa: D102
+    @override
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
         # Either orientation holds the same entries; the one with the narrower rows runs faster.
         first, second = (
             (self.left, self.right) if self.left.shape[2] <= self.right.shape[2] else (self.right, self.left)
@@ -189,7 +203,8 @@ class Outer(Factors):
         if self.bias:
             yield self.right.sum(1)
 
-    def add_gram(self, total: GramAccumulator) -> None:  # noqa: D102
+    @override
+    def add_gram(self, total: GramAccumulator) -> None:
         if self.positions == 1:
             total.add_outer(self.left[:, 0].contiguous(), self.right[:, 0].contiguous(), self.bias)
         elif self._over_positions:
@@ -199,13 +214,15 @@ class Outer(Factors):
         else:
             super().add_gram(total)
 
-    def square_norms(self) -> Float[Tensor, "n"]:  # noqa: D102
+    @override
+    def square_norms(self) -> Float[Tensor, "n"]:
         if self.positions > 1:
             return super().square_norms()
         left = self.left[:, 0].square().sum(1) + self.bias
         return left * self.right[:, 0].square().sum(1)
 
-    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:  # noqa: D102
+    @override
+    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:
         right = self.right * weights[:, None, None]
         rows = []
         for run in runs:
@@ -219,17 +236,20 @@ class Outer(Factors):
         assert not self.bias
         return torch.bmm(self.left.transpose(1, 2), self.right).flatten(1)
 
-    def compact(self) -> Factors:  # noqa: D102
+    @override
+    def compact(self) -> Factors:
         if self.elements <= self.columns:
             return Outer(owned(self.left), owned(self.right), self.bias)
         return Explicit(torch.cat(list(self.blocks()), 1))
 
-    def split(self) -> tuple[Factors, ...]:  # noqa: D102
+    @override
+    def split(self) -> tuple[Factors, ...]:
         if not self.bias:
             return (self,)
         return Outer(self.left, self.right), Explicit(self.right.sum(1))
 
-    def flops(self) -> int:  # noqa: D102
+    @override
+    def flops(self) -> int:
         n, t, (a, b) = self.samples, self.positions, (self.left.shape[2], self.right.shape[2])
         if t == 1 or self._over_positions:
             return symmetric_flops(n * t, a + b)

@@ -1,5 +1,6 @@
 """Per-sample gradients of the parameters that no rule covers: vectorised by torch.func, else one sample at a time."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lightning_stiffness.batching import take
+from lightning_stiffness.batching import take, take_unchecked
 
 VMAP_CHUNK = 64
 
@@ -56,16 +57,20 @@ class Fallback:
         n = len(weights)
 
         def loss_of(values: dict[str, Tensor], index: Tensor) -> Tensor:
-            one = take(batch, index[None], n)
+            one = take_unchecked(batch, index[None], n)
             losses: Tensor = torch.func.functional_call(wrapped, values, (one,), tie_weights=True)
             return losses[0]
 
         gradient = torch.func.vmap(torch.func.grad(loss_of), in_dims=(None, 0))
         rows = []
-        for index in torch.arange(n, device=weights.device).split(VMAP_CHUNK):
-            found = gradient(values, index)
-            flat = torch.cat([found[name].reshape(len(index), -1) for name in values], 1)
-            rows.append(flat * weights[index, None].to(flat.dtype))
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # operations without a batching rule are slow there, which is all they warn of
+            for index in torch.arange(n, device=weights.device).split(VMAP_CHUNK):
+                found = gradient(values, index)
+                flat = torch.cat([found[name].reshape(len(index), -1) for name in values], 1)
+                rows.append(flat * weights[index, None].to(flat.dtype))
         return rows
 
     def _one_by_one(self, batch: Any, parameters: Sequence[Tensor], weights: Tensor) -> Iterator[Tensor]:

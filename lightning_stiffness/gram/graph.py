@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-ACCUMULATE = "torch::autograd::AccumulateGrad"
-
-# Nodes whose output holds entries of their one input, moved but unchanged: a parameter seen through them is still that parameter.
+# Nodes whose output holds entries of their one input, moved but unchanged: a parameter seen through them is still that
+# parameter.
 REINDEXING = frozenset(
     f"{name}Backward{k}"
     for name in (
@@ -51,9 +50,10 @@ def _trace(node: Node | None, output: int, slot: int, wanted: dict[int, int]) ->
     while node is not None and node.name() in REINDEXING:
         path.append((node, output))
         node, output = node.next_functions[0]
-    if node is None or node.name() != ACCUMULATE or id(node.variable) not in wanted:
+    variable = getattr(node, "variable", None)  # of the node that stands for a leaf
+    if variable is None or id(variable) not in wanted:
         return None
-    return Use(wanted[id(node.variable)], slot, tuple(path))
+    return Use(wanted[id(variable)], slot, tuple(path))
 
 
 def consumers(losses: Tensor, parameters: Sequence[Tensor]) -> tuple[Consumer, ...]:
@@ -108,28 +108,29 @@ def backpropagate(
     assert losses.grad_fn is not None
     above = _nodes_above(losses.grad_fn, {consumer.node for consumer in selected})
     deepest = [consumer for consumer in selected if consumer.node not in above]
-    handles = []
-
-    def listen(consumer: Consumer) -> None:
-        def hook(gradients: tuple[Tensor | None, ...]) -> None:
-            if gradients[0] is not None:
-                receive(consumer, gradients[0])
-
-        handles.append(consumer.node.register_prehook(hook))
-
+    handles = [
+        consumer.node.register_prehook(_listener(consumer, receive)) for consumer in selected if consumer.node in above
+    ]
     try:
-        for consumer in selected:
-            if consumer.node in above:
-                listen(consumer)
         edges = [GradientEdge(consumer.node, 0) for consumer in deepest]
         gradients = list(torch.autograd.grad(losses, edges, weights, allow_unused=True))
     finally:
         for handle in handles:
             handle.remove()
     for consumer in deepest:
-        gradient = gradients.pop(0)
+        gradient = gradients.pop(0)  # each is freed as soon as it is used
         if gradient is not None:
             receive(consumer, gradient)
+
+
+def _listener(
+    consumer: Consumer, receive: Callable[[Consumer, Tensor], None]
+) -> Callable[[tuple[Tensor | None, ...]], None]:
+    def hook(gradients: tuple[Tensor | None, ...]) -> None:
+        if gradients[0] is not None:
+            receive(consumer, gradients[0])
+
+    return hook
 
 
 @dataclass(frozen=True)

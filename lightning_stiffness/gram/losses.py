@@ -59,14 +59,15 @@ def _require_per_sample(losses: Any, n: int) -> None:
     if losses.shape != (n,):
         kind = "a scalar, which is a mean or sum over samples" if losses.ndim == 0 else f"shape {list(losses.shape)}"
         raise StiffnessError(
-            f'The loss must return one value per sample, shape [{n}]; found {kind}. Use reduction="none" (and average over '
-            "positions, if each sample has several)."
+            f"The loss must return one value per sample, shape [{n}]; found {kind}. "
+            'Use reduction="none" (and average over positions, if each sample has several).'
         )
     if not losses.is_floating_point():
         raise StiffnessError(f"The loss must return floating point values, found {losses.dtype}.")
     if losses.grad_fn is None:
         raise StiffnessError(
-            "The loss has no gradient: it does not depend on a trainable parameter, or was computed under torch.no_grad() or detached."
+            "The loss has no gradient: it does not depend on a trainable parameter, or was computed under "
+            "torch.no_grad(), or detached."
         )
     finite = torch.isfinite(losses.detach())
     if not bool(finite.all()):

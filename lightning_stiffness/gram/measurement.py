@@ -17,6 +17,7 @@ from lightning_stiffness.gram.fallback import Fallback
 from lightning_stiffness.gram.plan import Plan
 from lightning_stiffness.gram.products import GramAccumulator
 from lightning_stiffness.gram.results import ClassCosine, Explanation, ExplanationRow, Gram
+from lightning_stiffness.gram.scale import unit_weights
 
 BACKWARD_SHARE = 1.5  # gradients and temporaries of a backward pass, beside the activations that the forward pass keeps
 
@@ -55,10 +56,11 @@ class Measurement:
         """How many samples fit the budget at once."""
         return max(1, min(self.samples, int(self.budget / (BACKWARD_SHARE * self.plan.bytes_per_sample))))
 
-    @property
-    def collector(self) -> Collector:
-        """Applies the plan to a graph."""
-        return Collector(self.plan, self.parameters, self.budget)
+    def collect(
+        self, losses: Tensor, weights: Tensor, emit: Callable[[Found], None], only: set[int] | None = None
+    ) -> None:
+        """Emits the factors of the covered parameters (of those in `only`); frees the graph of the losses."""
+        Collector(self.plan, self.parameters, self.budget, emit, only).run(losses, weights)
 
     @property
     def uncovered(self) -> list[nn.Parameter]:
@@ -86,8 +88,8 @@ class Measurement:
 
     def _whole(self, noted: Callable[[Found], Factors]) -> tuple[Tensor, Tensor, GramAccumulator]:
         losses = self.losses_of(self.batch)
-        values, weights, total = losses.detach(), _weights(losses), self._accumulator()
-        self.collector.collect(losses, weights, lambda found: noted(found).add_gram(total))
+        values, weights, total = losses.detach(), unit_weights(losses), self._accumulator()
+        self.collect(losses, weights, lambda found: noted(found).add_gram(total))
         return values, weights, total
 
     def _in_chunks(self, noted: Callable[[Found], Factors]) -> tuple[Tensor, Tensor, GramAccumulator]:
@@ -104,7 +106,7 @@ class Measurement:
                     kept.setdefault(found.key, []).append(found.factors.compact())
 
                 losses = self._losses(samples)
-                self.collector.collect(losses, weights[samples].to(losses), keep, group)
+                self.collect(losses, weights[samples].to(losses), keep, group)
                 del losses
             for key in list(kept):
                 stacked(kept.pop(key)).add_gram(total)
@@ -159,8 +161,8 @@ class Measurement:
         """The factors of some samples, those of the fallback included, and their losses."""
         found: list[Found] = []
         losses = self._losses(samples)
-        weights = _weights(losses)
-        self.collector.collect(
+        weights = unit_weights(losses)
+        self.collect(
             losses,
             weights,
             lambda one: found.append(replace(one, factors=one.factors.compact())),
@@ -188,7 +190,7 @@ class Measurement:
             rows.append(ExplanationRow(label, found.operation, found.factors.route, flops, stored))
 
         losses = self._losses(samples)
-        self.collector.collect(losses, _weights(losses), emit)
+        self.collect(losses, unit_weights(losses), emit)
         for index, reason in sorted(self.plan.fallback.items()):
             stored = self.parameters[index].numel() * self.samples * 4
             rows.append(ExplanationRow(names[index], "?", f"fallback: {reason}", None, stored))
@@ -200,7 +202,7 @@ class Measurement:
         filled = 0
         sizes: list[tuple[tuple[int, ...], int]] = []
         losses = self._losses(list(range(min(self.samples, 2))))
-        self.collector.collect(
+        self.collect(
             losses, torch.ones_like(losses), lambda found: sizes.append((found.parameters, bytes_of(found.factors)))
         )
         for members, size in sizes:
@@ -217,7 +219,7 @@ class Measurement:
         return groups
 
     def _chunks(self, order: Sequence[int]) -> list[list[int]]:
-        """Parts of nearly equal size, none of a single sample if it can be helped: models treat that as a special case."""
+        """Parts of nearly equal size; none of a single sample, a special case in many models, if it can be helped."""
         count = max(1, min(-(-self.samples // self.chunk), self.samples // 2))
         bounds = [k * len(order) // count for k in range(count + 1)]
         return [list(order[start:stop]) for start, stop in pairwise(bounds)]
@@ -228,9 +230,12 @@ class Measurement:
         return self.losses_of(take(self.batch, list(samples), self.samples))
 
     def _losses_and_weights(self, order: Sequence[int]) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            values = torch.cat([self._losses(samples) for samples in self._chunks(order)])
-        return values, _weights(values)
+        values, weights = [], []
+        for samples in self._chunks(order):
+            losses = self._losses(samples)
+            values.append(losses.detach())
+            weights.append(unit_weights(losses))
+        return torch.cat(values), torch.cat(weights)
 
     def _accumulator(self) -> GramAccumulator:
         parameter = self.parameters[0]
@@ -250,12 +255,6 @@ def stacked(parts: Sequence[Any]) -> Any:
         elif entry.init and isinstance(values[0], Factors):
             changed[entry.name] = stacked(values)
     return replace(parts[0], **changed)
-
-
-def _weights(losses: Tensor) -> Tensor:
-    """1 / |loss|: brings the gradients of fitted samples to the size of the others, so that their products do not underflow."""
-    size = losses.detach().abs()
-    return torch.where(size > torch.finfo(size.dtype).tiny, 1 / size, torch.ones_like(size))
 
 
 def _unscaled(matrix: Float[Tensor, "n n"], weights: Float[Tensor, "n"]) -> Float[Tensor, "n n"]:

@@ -1,4 +1,4 @@
-"""What is found out once about a computation: where the batch axis lies in each node, and which parameters are covered."""
+"""What is found out once about a computation: the batch axis of each node, and which parameters are covered."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Below this width a block is kept until enough of them fill one product: many thin products cost more than one wide one.
+# Below this width a block is kept until enough of them fill one product: many thin products cost more than one wide
+# one.
 THIN = 1024
 
 
@@ -45,7 +46,7 @@ class GramAccumulator:
             self.matrix[start:stop, start:] += product.mul_(right[start:stop] @ right[start:].T)
 
     def add_outer_positions(self, left: Tensor, right: Tensor) -> None:
-        """Adds the Gram of g_i = sum_t right_it left_it^T without forming any g_i: an (n t x n t) product, in row blocks."""
+        """Adds the Gram of g_i = sum_t right_it left_it^T, without any g_i: an (n t x n t) product, in row blocks."""
         n, t = left.shape[:2]
         flat_left, flat_right = left.reshape(n * t, -1), right.reshape(n * t, -1)
         step = max(1, min(n, self.scratch // (2 * t * t * n * left.element_size())))

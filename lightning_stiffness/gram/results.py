@@ -12,8 +12,8 @@ class Gram:
     """The Gram matrix of per-sample loss gradients.
 
     Attributes:
-        matrix: K_ij = <g_i, g_j>, g_i the gradient of sample i's loss with respect to all trainable parameters. float64 where the
-            device has it. Symmetric, positive semi-definite up to the rounding of the model's precision.
+        matrix: K_ij = <g_i, g_j>, g_i the gradient of sample i's loss with respect to all trainable parameters. float64
+            where the device has it. Symmetric, positive semi-definite up to the rounding of the model's precision.
         losses: The losses of the samples, detached.
         routes: For each trainable parameter, by its name in the module, how its contribution was computed.
     """
@@ -38,8 +38,8 @@ class ClassCosine:
     """Mean cosines of per-sample gradients between classes.
 
     Attributes:
-        matrix: Mean cosine over pairs of different samples, the first of the row's class and the second of the column's; in
-            [-1, 1], float64; nan where there is no such pair.
+        matrix: Mean cosine over pairs of different samples, the first of the row's class and the second of the
+            column's; in [-1, 1], float64; nan where there is no such pair.
         counts: Samples of each class with a gradient that is not zero.
         zero: Samples whose gradient is exactly zero, which are left out.
         losses: The losses of the samples, detached.
@@ -64,7 +64,10 @@ class ExplanationRow:
 
 @dataclass(frozen=True)
 class Explanation:
-    """How a batch's Gram is computed; `str()` is a table. FLOPs and bytes are those of the products, without forward and backward."""
+    """How a batch's Gram is computed; `str()` is a table.
+
+    FLOPs and bytes are those of the products, without forward and backward.
+    """
 
     rows: tuple[ExplanationRow, ...]
     samples: int
@@ -75,7 +78,7 @@ class Explanation:
         """The table."""
         head = ("parameters", "operation", "route", "MFLOP", "MB")
         lines = [
-            (row.parameters, row.operation, row.route, _millions(row.flops, 1e6), _millions(row.bytes, 2**20))
+            (row.parameters, row.operation, row.route, _millions(row.flops, 1e6), _millions(row.bytes, 2.0**20))
             for row in self.rows
         ]
         lines.append(("total", "", "", _millions(self.flops, 1e6), ""))
@@ -86,7 +89,9 @@ class Explanation:
             *(_padded(line, widths) for line in lines),
         ]
         passes = f"{self.samples} samples at once" if self.chunk >= self.samples else f"{self.chunk} samples at a time"
-        return "\n".join([*table, f"forward and backward: {passes}, {self.graph_bytes / 2**20:.1f} MB of activations"])
+        return "\n".join(
+            [*table, f"forward and backward: {passes}, {self.graph_bytes / 2.0**20:.1f} MB of activations"]
+        )
 
     __repr__ = __str__
 

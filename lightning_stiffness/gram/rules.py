@@ -1,8 +1,8 @@
 """One function per autograd node: the per-sample gradients of the parameters which it consumes.
 
-A rule is given the node, the input slots that hold wanted parameters, the node's output gradient and the layout of the batch,
-and returns factors, keyed by the slots they cover. It states the layer's algebra once; Gram matrices, norms and class sums
-follow. A node without a rule, or one whose rule declines, sends its parameters to the fallback route.
+A rule is given the node, the input slots that hold wanted parameters, the node's output gradient and the layout of the
+batch, and returns factors, keyed by the slots they cover. It states the layer's algebra once; Gram matrices, norms and
+class sums follow. A node without a rule, or one whose rule declines, sends its parameters to the fallback route.
 """
 
 import math
@@ -111,8 +111,8 @@ def batch_norm(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: La
     shift = gradient.sum(2)
 
     def scale() -> Tensor:
-        deviation = torch.rsqrt(node._saved_running_var + node._saved_eps)
-        return (_inner_last(gradient, inputs) - shift * node._saved_running_mean) * deviation
+        mean: Tensor = node._saved_running_mean
+        return (_inner_last(gradient, inputs) - shift * mean) * torch.rsqrt(node._saved_running_var + node._saved_eps)
 
     return _scale_and_shift(slots, scale, shift)
 
@@ -128,10 +128,11 @@ def group_norm(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: La
 
     def scale() -> Tensor:
         inputs = node._saved_input.reshape(layout.samples, channels, -1)
-        mean, deviation = (
+        per_channel: list[Tensor] = [
             statistic.reshape(layout.samples, groups).repeat_interleave(channels // groups, 1)
             for statistic in (node._saved_result1, node._saved_result2)
-        )
+        ]
+        mean, deviation = per_channel
         return (_inner_last(gradient, inputs) - shift * mean) * deviation
 
     return _scale_and_shift(slots, scale, shift)
@@ -144,7 +145,7 @@ def layer_norm(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: La
     gradient = output_gradient.reshape(-1, width)
 
     def scale() -> Tensor:
-        normalised = node._saved_input.reshape(-1, width) - node._saved_result1.reshape(-1, 1)
+        normalised: Tensor = node._saved_input.reshape(-1, width) - node._saved_result1.reshape(-1, 1)
         normalised = normalised.mul_(node._saved_result2.reshape(-1, 1)).mul_(gradient)
         return layout.rows(normalised).sum(1)
 

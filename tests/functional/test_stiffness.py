@@ -23,7 +23,7 @@ from lightning_stiffness.functional import (
 )
 from tests.functional import oracle
 from tests.functional.synthetic import Labelled, labelled, random_labelled
-from tests.functional.unchecked import unchecked_types
+from tests.unchecked import unchecked_types
 
 NAN = float("nan")
 Pairs = Callable[[Tensor], Tensor]

@@ -19,7 +19,7 @@ from lightning_stiffness.functional import (
     superclass_within,
     within_class,
 )
-from tests.functional.unchecked import unchecked_types
+from tests.unchecked import unchecked_types
 
 NAN = float("nan")
 PAIRS = pytest.mark.parametrize("pairs", [cosine_pairs, sign_pairs])

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from lightning_stiffness.errors import MixedSamplesError, StiffnessError
-from lightning_stiffness.gram import GramEngine, engine as engine_module
+from lightning_stiffness.gram import GramEngine
+from lightning_stiffness.gram import engine as engine_module
 from lightning_stiffness.gram.plan import make_plan
 from tests.oracle import cross_entropy, loop_gram
 from tests.zoo import CLASSES, Applied, build, head, vectors

@@ -9,7 +9,8 @@ from torch import nn
 from lightning_stiffness.batching import take
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram import GramEngine
-from tests.oracle import cross_entropy, loop_gram
+from tests.oracle import cross_entropy, in_double, loop_gram
+from tests.unchecked import unchecked_types
 from tests.zoo import CLASSES, MODELS, N, build
 
 COVERED = [name for name in MODELS if not build(name).fallback]
@@ -54,8 +55,6 @@ def test_double_precision_model_is_exact(name):
     expected, _ = loop_gram(specimen.model, cross_entropy, specimen.batch)
     inputs, targets = specimen.batch
     double = nn.Module.double(copy.deepcopy(specimen.model))
-    from tests.oracle import in_double
-
     gram = GramEngine(double, cross_entropy).gram((in_double(inputs), targets))
     assert (gram.matrix - expected).norm() <= 1e-12 * expected.norm()
 
@@ -237,6 +236,7 @@ class TestBadInput:
         with pytest.raises(StiffnessError, match="nan for sample 7"):
             self.engine().gram((x, y))
 
+    @unchecked_types()
     def test_loss_that_is_no_tensor(self):
         with pytest.raises(StiffnessError, match="found list"):
             self.engine(lambda module, batch: [1.0]).gram(build("mlp").batch)
@@ -246,7 +246,7 @@ class TestBadInput:
             self.engine().class_cosine(build("mlp").batch, build("mlp").batch[1], 2)
 
     def test_wrong_number_of_targets(self):
-        with pytest.raises(StiffnessError, match=r"shape \[12\]"):
+        with pytest.raises(StiffnessError, match=r"shape \[12\]"), unchecked_types():
             self.engine().class_cosine(build("mlp").batch, torch.zeros(3, dtype=torch.long), 2)
 
     def test_budget(self):
