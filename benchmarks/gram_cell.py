@@ -69,6 +69,7 @@ class Outcome:
     seconds: tuple[float, ...] = ()
     processor_seconds: tuple[float, ...] = ()
     first_seconds: float | None = None
+    first_processor_seconds: float | None = None
     extra_megabytes: float | None = None
     relative_error: float | None = None
     sign_agreement: float | None = None
@@ -179,6 +180,7 @@ def measure(method: Method, task: Task, order: CellOrder) -> tuple[Outcome, Tens
         seconds=tuple(seconds) or (first_seconds,),
         processor_seconds=tuple(processor_seconds) or (first_processor_seconds,),
         first_seconds=first_seconds,
+        first_processor_seconds=first_processor_seconds,
         extra_megabytes=(peak_memory() - before) / MEGABYTE,
     )
     return outcome, latest.answer

@@ -196,19 +196,20 @@ def cell_line(results: Results, row: Row) -> list[str]:
         f"{statistics.median(times):.4g}",
         f"{min(times):.3g}-{max(times):.3g}",
         ratio_text(results, row),
-        set_up(row),
+        set_up(results, row),
         extra,
         "" if outcome.relative_error is None else f"{outcome.relative_error:.0e}",
         "" if outcome.sign_agreement is None else f"{outcome.sign_agreement:.4f}",
     ]
 
 
-def set_up(row: Row) -> str:
+def set_up(results: Results, row: Row) -> str:
     """First call minus the median of the later ones, for our engine, which plans in its first call."""
-    first = row.outcome.first_seconds
+    outcome = row.outcome
+    first = outcome.first_seconds if results.clock == "wall" else outcome.first_processor_seconds
     if first is None or METHODS[row.method].package != "lightning_stiffness":
         return ""
-    return f"{first - statistics.median(row.outcome.seconds):.3f}"
+    return f"{first - statistics.median(results.times(row)):.3f}"
 
 
 def failures(results: Results) -> list[str]:

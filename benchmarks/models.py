@@ -184,7 +184,7 @@ def train(module: nn.Module, samples: Samples) -> None:
     for start in range(0, len(samples), TRAINING_BATCH):
         batch = samples[start : start + TRAINING_BATCH]
         optimizer.zero_grad()
-        sample_losses(module, (batch.inputs, batch.targets)).mean().backward()  # type: ignore[no-untyped-call]  # in torch
+        sample_losses(module, (batch.inputs, batch.targets)).mean().backward()
         optimizer.step()
 
 

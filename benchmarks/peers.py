@@ -70,7 +70,7 @@ def floor(task: Task) -> Run:
     def run() -> Tensor:
         task.module.zero_grad()
         loss = sample_losses(task.module, task.batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        loss.backward()
         return loss.detach()
 
     return run
@@ -142,7 +142,7 @@ def opacus(task: Task) -> Run:
 
     def run() -> Tensor:
         wrapped.zero_grad()
-        sample_losses(wrapped, task.batch).sum().backward()  # type: ignore[no-untyped-call]  # untyped in torch
+        sample_losses(wrapped, task.batch).sum().backward()
         return sum_of_grams(len(task.samples), map(take_grad_sample, parameters))
 
     return run

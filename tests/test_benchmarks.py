@@ -1,18 +1,21 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gram_speed.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "gram_speed.py"
 
 pytestmark = pytest.mark.slow  # every cell is a process that imports torch
 
 
 def measure(output, *arguments):
     command = [sys.executable, str(SCRIPT), "--models", "mlp", "--output", str(output), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}  # the package may be tested where it is not installed
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads((output / "results.json").read_text())
 

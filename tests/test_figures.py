@@ -90,6 +90,7 @@ def test_within_and_between_shows_the_series_with_bands_of_two_errors():
     assert dashed[0].get_color() == lines["within"].get_color() != lines["between"].get_color()
     band = axes.collections[0].get_paths()[0].vertices
     assert band[:, 1].max() == pytest.approx(float(history.series("within").max()) + 0.02)
+    assert band[:, 1].min() == pytest.approx(float(history.series("within").min()) - 0.02)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "stiffness")
     assert sorted(texts(axes)) == ["between", "between, sign", "within", "within, sign"]
     assert axes.get_legend() is None
@@ -105,7 +106,7 @@ def test_the_stop_is_marked_where_it_is():
 
 
 def test_no_names_of_lines_overlap():
-    history = toy_history([0.01, 0.0101, 0.0102])
+    history = toy_history([0.01, 0.0101, 0.0102], toy=Toy(standard_error=1.0))
     figure = rendered(figures.within_and_between(history, 1.0))
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 5

@@ -1,6 +1,7 @@
 import base64
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -107,13 +108,22 @@ def test_a_failed_replace_keeps_the_old_file(tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_extend_reaches_the_disk_before_it_returns(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(json_lines.os, "fsync", synced.append)
-    path = written(tmp_path, b"1\n")
+def test_all_is_with_the_system_when_it_is_told_to_write_it_to_the_disk(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(json_lines.os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    path = tmp_path / "file"
+    json_lines.replace(path, b"1\n")
     json_lines.extend(path, b"2\n")
     assert path.read_bytes() == b"1\n2\n"
-    assert len(synced) == 1
+    assert sizes == [2, 4]
+
+
+def test_replace_never_opens_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    json_lines.replace(path, b"old")
+    with path.open("rb") as reader:
+        json_lines.replace(path, b"new")
+        assert reader.read() == b"old"
 
 
 @pytest.mark.parametrize(("content", "answer"), [(b"", False), (b"1\n", True), (b"1\n2", False)])

@@ -8,6 +8,7 @@ import torch
 
 from lightning_stiffness.functional.jackknife import Stiffness, jackknife_error
 from lightning_stiffness.history import History, ProbeSummary, Reading
+from lightning_stiffness.stopping import Criterion
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ def overfitting_history(epochs: int = 20, toy: Toy = Toy(num_classes=10)) -> His
     return toy_history(within.tolist(), losses.tolist(), toy)
 
 
-def with_stiffness(reading: Reading, cosine: Stiffness) -> Reading:
-    """The reading with another cosine stiffness."""
-    return replace(reading, cosine=cosine)
+def spreading_history(
+    within: Sequence[float], losses: Sequence[float] | None = None, toy: Toy = Toy(), spread: float = 0.2
+) -> History:
+    """A toy history whose mean losses have this error, relative to themselves: that of a probe with uneven losses."""
+    plain = toy_history(within, losses, toy)
+    return History(plain.probe, [replace(reading, loss_se=spread * reading.loss) for reading in plain])
+
+
+def stops(rule: Criterion, history: History) -> list[float]:
+    """Epochs of the readings at which the rule says stop."""
+    decisions = [rule(history[: count + 1]) for count in range(len(history))]
+    return [decision.epoch for decision in decisions if decision.stop]

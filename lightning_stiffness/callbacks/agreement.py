@@ -16,12 +16,14 @@ def attempted(work: Callable[[], Result]) -> Result | Exception:
         return cause
 
 
-def agreed(trainer: Any, outcome: Result | Exception | None) -> Result | Exception:
+def agreed(trainer: Any, outcome: Result | Exception) -> Result | Exception:
     """The outcome of the first process, on each of them; all have to call this."""
-    if trainer.world_size > 1:
-        outcome = trainer.strategy.broadcast(_portable(outcome) if isinstance(outcome, Exception) else outcome)
-    assert outcome is not None
-    return outcome
+    if trainer.world_size == 1:
+        return outcome
+    found: Result | Exception = trainer.strategy.broadcast(
+        _portable(outcome) if isinstance(outcome, Exception) else outcome
+    )
+    return found
 
 
 def _portable(cause: Exception) -> Exception:

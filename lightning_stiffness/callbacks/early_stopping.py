@@ -72,7 +72,7 @@ class StiffnessEarlyStopping(EarlyStopping):
         self,
         monitor: str = "stiffness/within",
         min_delta: float = 0.05,
-        patience: float = 3,
+        patience: float = 3.0,
         verbose: bool = False,
         mode: Literal["max"] = "max",
         strict: bool = False,

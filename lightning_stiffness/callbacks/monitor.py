@@ -12,7 +12,7 @@ from lightning_stiffness import loggers
 from lightning_stiffness.callbacks.agreement import agreed, attempted
 from lightning_stiffness.callbacks.namespace import Callback, rank_zero_warn, require_same_namespace
 from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
-from lightning_stiffness.callbacks.progress import epochs_completed, logged_step
+from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs, logged_step
 from lightning_stiffness.callbacks.reader import Mode, StiffnessReader
 from lightning_stiffness.callbacks.run_folder import run_folder
 from lightning_stiffness.callbacks.training_step import resolve_loss
@@ -129,8 +129,8 @@ class StiffnessMonitor(Callback):
         others = (other for other in trainer.callbacks if isinstance(other, StiffnessMonitor) and other is not self)
         if any(other.name == self.name for other in others):
             raise StiffnessError(
-                f"Each StiffnessMonitor must log under its own name, found two named {self.name!r}; pass "
-                f'name="{self.name}_{self.mode}" to one of them.'
+                f"Each StiffnessMonitor must log under its own name, found two named {self.name!r}; pass another one "
+                f'to one of them, such as name="{self.name}_val".'
             )
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is loaded after this
             self.history = self._fingerprint = None
@@ -147,6 +147,8 @@ class StiffnessMonitor(Callback):
         self._begin_history(trainer, self._reader)
         if not self.history:
             self._begin_readings(trainer, self._reader)
+        elif is_between_epochs(trainer) and self._is_due_after(epochs_completed(trainer)):
+            self._measure(trainer)  # a checkpoint that was saved just before the reading
 
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -155,7 +157,7 @@ class StiffnessMonitor(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+        if self._is_due_after(trainer.current_epoch + 1):
             self._measure(trainer, at_epoch_end=True)
 
     @override
@@ -182,6 +184,9 @@ class StiffnessMonitor(Callback):
         """Whether a measurement falls on the coming optimizer step; the same on all processes."""
         return bool(self.every_n_steps) and trainer.global_step % self.every_n_steps == 0 and trainer.global_step > 0
 
+    def _is_due_after(self, epochs: float) -> bool:
+        return bool(self.every_n_epochs) and epochs % self.every_n_epochs == 0
+
     def _begin_history(self, trainer: Any, reader: StiffnessReader) -> None:
         """A new history, or the one of the checkpoint if it is about the same samples."""
         summary, fingerprint = reader.probes.summary(self.class_names, self.superclasses), reader.probes.fingerprint
@@ -207,10 +212,10 @@ class StiffnessMonitor(Callback):
     def _measure(self, trainer: Any, at_start: bool = False, at_epoch_end: bool = False) -> None:
         step, reader = trainer.global_step, self._reader
         known = self.history[-1].step if self.history else -1
-        if reader is None or step <= max(known, self._attempted_step):
+        if reader is None or step <= max(known, self._attempted_step) or (trainer.fast_dev_run and self.history):
             return
         self._attempted_step = step
-        epoch = epochs_completed(trainer)
+        epoch = epochs_completed(trainer, at_epoch_end)
         outcome = agreed(trainer, attempted(lambda: reader.read(step, epoch)))
         if isinstance(outcome, Exception):
             self._fail(outcome, step, at_start and isinstance(outcome, StiffnessError))

@@ -52,6 +52,7 @@ class ProbeRequest:
         probes = agreed(trainer, attempted(draw) if trainer.is_global_zero else None)
         if isinstance(probes, Exception):
             raise probes
+        assert probes is not None
         if probes.missing:
             _warn_of_missing(probes)
         return probes

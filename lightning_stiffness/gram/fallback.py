@@ -77,7 +77,7 @@ class Fallback:
         n = len(weights)
         for k in range(n):
             loss = self.loss(self.module, take(batch, [k], n))[0]
-            yield flat_gradient(loss * weights[k], parameters)[None]
+            yield (flat_gradient(loss, parameters) * weights[k])[None]
 
 
 def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> Float[Tensor, "p"]:

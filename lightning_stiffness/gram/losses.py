@@ -26,29 +26,27 @@ class LossSource:
         Raises:
             StiffnessError: They are no finite vector [n] with a gradient.
         """
-        with torch.enable_grad():
-            losses = self._evaluate(batch)
+        losses = self._evaluate(batch)
         _require_per_sample(losses, batch_size(batch))
         return losses
 
     def raw(self, module: Any, batch: Any) -> Tensor:
         """The losses of another module (the same with other parameter values), unchecked."""
-        if not self._double:
-            return self._loss(module, batch)
-        with double_precision_loss_heads():
+        with torch.enable_grad(), double_precision_loss_heads(self._double):
             return self._loss(module, batch)
 
     def _evaluate(self, batch: Any) -> Tensor:
-        if not self._double:
-            return self._loss(self._module, batch)
         try:
             return self.raw(self._module, batch)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            losses = self._loss(self._module, batch)  # raises again where precision was not the reason
+        except RuntimeError as cause:
+            if not self._double or isinstance(cause, torch.OutOfMemoryError):
+                raise
             self._double = False
-            return losses
+        try:
+            return self.raw(self._module, batch)
+        except RuntimeError:
+            self._double = True  # precision was not the reason
+            raise
 
 
 def _require_per_sample(losses: Any, n: int) -> None:

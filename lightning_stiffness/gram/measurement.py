@@ -67,6 +67,7 @@ class Measurement:
         """The parameters of the fallback."""
         return [parameter for index, parameter in enumerate(self.parameters) if index in self.plan.fallback]
 
+    @torch.no_grad()
     def gram(self) -> Gram:
         """The Gram matrix, in one pass where the batch fits the budget."""
         routes = dict.fromkeys(self.names, "not used by the loss")
@@ -112,6 +113,7 @@ class Measurement:
                 stacked(kept.pop(key)).add_gram(total)
         return values, weights, total
 
+    @torch.no_grad()
     def class_cosine(self, targets: Int[Tensor, "n"], num_classes: int) -> ClassCosine:
         """The class matrix from sums over classes."""
         order = torch.argsort(targets.cpu(), stable=True).tolist()
@@ -178,6 +180,7 @@ class Measurement:
             )
         return found, losses.detach()
 
+    @torch.no_grad()
     def explain(self) -> Explanation:
         """What the graph route would do, from a pass over as many samples as fit at once."""
         names, rows = list(self.names), []

@@ -82,9 +82,9 @@ class Rich(Validated):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         self.order.append(x[:, 0].clone())
-        self.noise.append(random.random() + np.random.rand())  # noqa: NPY002
+        self.noise.append(random.random() + np.random.rand() + float(torch.rand(())))  # noqa: NPY002
         self.calls += 1
-        scores = self(x + 0.1 * torch.randn_like(x))
+        scores = self(x)
         loss = F.cross_entropy(scores, y)
         self.accuracy(scores, y)
         self.log("accuracy", self.accuracy, on_step=True, on_epoch=True)
@@ -121,3 +121,30 @@ def trainer(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
         **options,
     }
     return Trainer(callbacks=list(callbacks), **settings)
+
+
+def mislabelled(n: int = 200, share: float = 0.4, classes: int = 5) -> DataLoader[Any]:
+    """Points of which a share has a random class, in the same order in every run: a net ends up memorising them."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % classes
+    x = 1.5 * torch.randn(classes, 2 * FEATURES, generator=generator)[y] + torch.randn(
+        n, 2 * FEATURES, generator=generator
+    )
+    wrong = torch.rand(n, generator=generator) < share
+    y = torch.where(wrong, torch.randint(0, classes, (n,), generator=generator), y)
+    return DataLoader(TensorDataset(x, y), batch_size=32)
+
+
+class Memoriser(Classifier):
+    """Large enough to learn wrong labels by heart in a few epochs."""
+
+    def __init__(self, rate: float = 3e-3) -> None:
+        super().__init__(rate=rate)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.net = nn.Sequential(
+                nn.Linear(2 * FEATURES, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 5)
+            )
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.rate)

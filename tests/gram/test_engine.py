@@ -47,6 +47,8 @@ def test_gram_equals_a_loop_of_backwards(name):
     assert torch.equal(gram.matrix.sign()[certain], expected.sign()[certain])
     on_fallback = {name for name, route in gram.routes.items() if route.startswith("fallback")}
     assert on_fallback == set(specimen.fallback)
+    assert not gram.matrix.requires_grad
+    assert not gram.losses.requires_grad
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -82,6 +84,7 @@ def test_class_cosine_equals_the_loop(name, budget):
     assert found.matrix[3, 3].isnan()
     assert found.matrix[4].isnan().all()
     assert found.counts.tolist() == [5, 4, 2, 1, 0]
+    assert not found.matrix.requires_grad
 
 
 def test_engine_leaves_no_trace():
