@@ -77,8 +77,8 @@ class StiffnessDrop:
     ``warmup_factor`` times as long as it took to get there if that is longer: slow to begin is slow to go on.
 
     In 66 runs of small nets (digits and MNIST, 0 to 40 % wrong labels, most nets slow and deep) the plain drop stopped
-    before 95 % of the best accuracy in 56 %, waiting for a loss below chance alone in 53 %, this rule in 3 %, and in 6 %
-    with four readings an epoch. The wait was chosen on these runs; expect somewhat worse elsewhere. A run that learns
+    before 95 % of the best accuracy in 56 %, waiting for a loss below chance alone in 53 %, this rule in 3 % (6 % with
+    four readings an epoch). The wait was chosen on these runs; expect somewhat worse elsewhere. A run that learns
     nothing is never stopped.
 
     Args:

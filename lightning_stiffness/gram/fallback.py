@@ -76,12 +76,12 @@ class Fallback:
     def _one_by_one(self, batch: Any, parameters: Sequence[Tensor], weights: Tensor) -> Iterator[Tensor]:
         n = len(weights)
         for k in range(n):
-            loss = self.loss(self.module, take(batch, [k], n))[0]
-            yield (flat_gradient(loss, parameters) * weights[k])[None]
+            losses = self.loss(self.module, take(batch, [k], n))
+            yield (flat_gradient(losses, parameters) * weights[k])[None]
 
 
 def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> Float[Tensor, "p"]:
-    """The gradient of one loss with respect to all parameters, zero where it does not depend on one."""
+    """The gradient of one loss (shape [] or [1]) with respect to all parameters, zero where it does not depend on one."""
     gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True, retain_graph=retain_graph)
     pairs = zip(gradients, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if gradient is None else gradient).reshape(-1) for gradient, p in pairs])
