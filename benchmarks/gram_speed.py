@@ -45,7 +45,7 @@ examples:
   python benchmarks/gram_speed.py --models mlp cnn --methods ours vmap loop --samples 500 --output results
   python benchmarks/gram_speed.py --data mnist.npz cifar10.npz --output results
       real images for the models whose image shape an archive has
-  python benchmarks/gram_speed.py --quick --output /tmp/quick
+  python benchmarks/gram_speed.py --quick --output results
       does everything run? The numbers mean nothing.
 
 written to --output: results.json (every number), results.md (the tables that are printed), results.png

@@ -44,7 +44,9 @@ def main() -> None:
     print(stopper.stopping_reason_message)
     for reading in stopper.history:
         within, between = reading.cosine.within, reading.cosine.between
-        print(f"epoch {reading.epoch:3.0f}: within {within:.3f} +- {reading.cosine.within_se:.3f}, between {between:+.3f}")
+        print(
+            f"epoch {reading.epoch:3.0f}: within {within:.3f} +- {reading.cosine.within_se:.3f}, between {between:+.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def mlp():
 
 @specimen
 def linear_without_bias():
-    return Specimen(nn.Sequential(nn.Linear(8, 16, bias=False), nn.Tanh(), nn.Linear(16, CLASSES, bias=False)), vectors())
+    return Specimen(
+        nn.Sequential(nn.Linear(8, 16, bias=False), nn.Tanh(), nn.Linear(16, CLASSES, bias=False)), vectors()
+    )
 
 
 @specimen
@@ -87,7 +89,15 @@ def linear_with_wide_maps_and_few_positions():
 
 @specimen
 def cnn():
-    body = [nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Flatten(), head(20)]
+    body = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 5, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        head(20),
+    ]
     return Specimen(nn.Sequential(*body), vectors(3, 8, 8))
 
 
@@ -170,7 +180,9 @@ def layer_norm():
 
 @specimen
 def layer_norm_with_positions():
-    model = Applied(lambda m, x: m.out(m.norm(m.inner(x)).amax(1)), inner=nn.Linear(8, 8), norm=nn.LayerNorm(8), out=head())
+    model = Applied(
+        lambda m, x: m.out(m.norm(m.inner(x)).amax(1)), inner=nn.Linear(8, 8), norm=nn.LayerNorm(8), out=head()
+    )
     return Specimen(model, vectors(5, 8))
 
 
@@ -204,7 +216,9 @@ def transformer_encoder_time_first():
 def stacked_transformer_in_eval_mode():
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return Specimen(Applied(lambda m, x: m.out(m.encoder(x).mean(1)), encoder=encoder, out=head()).eval(), vectors(5, 8))
+    return Specimen(
+        Applied(lambda m, x: m.out(m.encoder(x).mean(1)), encoder=encoder, out=head()).eval(), vectors(5, 8)
+    )
 
 
 @specimen
@@ -291,7 +305,9 @@ def layers_called_twice():
 @specimen
 def convolution_called_twice():
     model = Applied(
-        lambda m, x: m.out(m.inner(torch.tanh(m.inner(x))).mean((2, 3))), inner=nn.Conv2d(3, 3, 3, padding=1), out=head(3)
+        lambda m, x: m.out(m.inner(torch.tanh(m.inner(x))).mean((2, 3))),
+        inner=nn.Conv2d(3, 3, 3, padding=1),
+        out=head(3),
     )
     return Specimen(model, vectors(3, 5, 5))
 
@@ -304,7 +320,9 @@ def sliced_weight():
 
 @specimen
 def overlapping_slices():
-    model = Applied(lambda m, x: m.out(torch.tanh(x @ m.weight[:8]) + x @ m.weight[4:12]), weight=parameter(16, 8), out=head())
+    model = Applied(
+        lambda m, x: m.out(torch.tanh(x @ m.weight[:8]) + x @ m.weight[4:12]), weight=parameter(16, 8), out=head()
+    )
     return Specimen(model, vectors())
 
 
@@ -347,7 +365,9 @@ def functional_weights_scale_and_shift():
 
 @specimen
 def scalar_scale():
-    return Specimen(Applied(lambda m, x: m.out(x) * m.scale, out=head(), scale=nn.Parameter(torch.tensor(2.0))), vectors())
+    return Specimen(
+        Applied(lambda m, x: m.out(x) * m.scale, out=head(), scale=nn.Parameter(torch.tensor(2.0))), vectors()
+    )
 
 
 @specimen
@@ -372,7 +392,9 @@ def position_embedding_after_flattening():
 
 @specimen
 def dictionary_of_inputs():
-    model = Applied(lambda m, x: m.out(torch.relu(m.a(x["x"]) + m.b(x["z"]))), a=nn.Linear(8, 8), b=nn.Linear(3, 8), out=head())
+    model = Applied(
+        lambda m, x: m.out(torch.relu(m.a(x["x"]) + m.b(x["z"]))), a=nn.Linear(8, 8), b=nn.Linear(3, 8), out=head()
+    )
     return Specimen(model, {"x": vectors(), "z": vectors(3)})
 
 

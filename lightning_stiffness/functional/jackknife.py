@@ -80,7 +80,7 @@ def summarise(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"], num_classe
     (0.2, 0.1)
     """
     require_square(pairs, "pairs")
-    require_targets(targets, len(pairs), num_classes)
+    targets = require_targets(targets, len(pairs), num_classes)
     tally, labels = pair_tally(pairs), membership(targets, num_classes)
     rows = tally.map(lambda values: values @ labels)
     columns = tally.map(lambda values: values.T @ labels)
@@ -119,8 +119,8 @@ def summarise_cross(
     (0.4, 0.1)
     """
     require_matrix(pairs, "pairs")
-    require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
-    require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
+    row_targets = require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
+    column_targets = require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
     tally, row_labels = pair_tally(pairs), membership(row_targets, num_classes)
     rows = tally.map(lambda values: values @ membership(column_targets, num_classes))
     columns = tally.map(lambda values: values.T @ row_labels)

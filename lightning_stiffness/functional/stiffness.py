@@ -88,8 +88,8 @@ def class_pair_sums(
             [0.0000, 0.0000]], dtype=torch.float64)
     """
     require_matrix(pairs, "pairs")
-    require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
-    require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
+    row_targets = require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
+    column_targets = require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
     rows = membership(row_targets, num_classes)
     columns = membership(column_targets, num_classes)
     return pair_tally(pairs).map(lambda values: rows.T @ (values @ columns))

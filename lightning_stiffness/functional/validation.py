@@ -45,8 +45,12 @@ def require_matrix(matrix: Tensor, name: str) -> None:
         )
 
 
-def require_targets(targets: Tensor, samples: int, num_classes: int, name: str = "targets") -> None:
-    """Raise StiffnessError unless `targets` holds one class in [0, num_classes) for each of the samples."""
+def require_targets(targets: Tensor, samples: int, num_classes: int, name: str = "targets") -> Tensor:
+    """The targets as int64: smaller types, such as the uint8 of image archives, would index as masks.
+
+    Raises:
+        StiffnessError: `targets` does not hold one class in [0, num_classes) for each of the samples.
+    """
     require_num_classes(num_classes)
     require_integers(targets, samples, name)
     lowest, highest = int(targets.min()), int(targets.max())
@@ -55,6 +59,7 @@ def require_targets(targets: Tensor, samples: int, num_classes: int, name: str =
             f"{name} must lie in [0, {num_classes}), but range from {lowest} to {highest}; "
             "raise num_classes, or leave the samples without a class out of the batch"
         )
+    return targets.long()
 
 
 def require_integers(labels: Tensor, length: int, name: str) -> None:

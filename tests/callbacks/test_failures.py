@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_stiffness import MixedSamplesError, StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
-from tests.callbacks.modules import FEATURES, QUIET, Classifier, blobs, loader, trainer
+from tests.callbacks.modules import QUIET, Classifier, blobs, loader, trainer
 
 pytestmark = QUIET
 

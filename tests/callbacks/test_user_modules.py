@@ -124,6 +124,7 @@ class TakesThree(Classifier):
         return (F.cross_entropy(self(x), y, reduction="none") * weight).mean()
 
 
+@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size` from an ambiguous collection")
 def test_batches_of_other_structure():
     x, y = blobs()
     items = [{"x": row, "labels": int(label), "name": str(i)} for i, (row, label) in enumerate(zip(x, y, strict=True))]
@@ -216,6 +217,7 @@ def test_data_modules():
     readings(Classifier(), Data())
 
 
+@pytest.mark.filterwarnings("ignore:The fast route disagreed")  # as it may, within the rounding of bf16
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("64-true", 1e-6), ("bf16-mixed", 0.05), ("bf16-true", 0.1), ("32-true", 1e-6)]
 )
@@ -240,7 +242,7 @@ def test_activation_checkpointing():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_compiled_modules():
-    assert_equal_to_plain(torch.compile(WithoutIndex()))
+    assert_equal_to_plain(torch.compile(WithoutIndex(), backend="aot_eager"))
 
 
 class Unfreezes(Classifier):

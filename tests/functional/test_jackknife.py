@@ -224,3 +224,15 @@ def test_bad_input_to_the_error() -> None:
         jackknife_error(torch.ones(2), torch.tensor([0]))
     with pytest.raises(StiffnessError, match="strata must be integers"):
         jackknife_error(torch.ones(2), torch.tensor([0.0, 0.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integer_type(dtype):
+    targets = torch.tensor([0, 0, 1, 1, 1])
+    pairs = cosine_pairs(torch.eye(5) + 0.5)
+    expected = summarise(pairs, targets, 2)
+    found = summarise(pairs, targets.to(dtype), 2)
+    assert torch.equal(found.matrix, expected.matrix)
+    assert torch.equal(found.within_replicates, expected.within_replicates)
+    cross = summarise_cross(pairs, targets.to(dtype), targets.to(dtype), 2)
+    assert torch.equal(cross.matrix, summarise_cross(pairs, targets, targets, 2).matrix)

@@ -1,0 +1,78 @@
+"""Run by test_distributed as a script: a fit in two processes, each of which writes what it saw."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from lightning_stiffness import Decision, StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
+from tests.callbacks.modules import Classifier, Memoriser, loader, mislabelled, trainer
+
+
+class FailsOnOneRank(Classifier):
+    """Cannot be measured after the first epoch by one of the processes."""
+
+    failing_rank = 0
+
+    def training_step(self, batch, batch_idx):
+        if not self.net.training and self.current_epoch >= 1 and self.global_rank == self.failing_rank:
+            raise RuntimeError("out of memory, say")
+        return super().training_step(batch, batch_idx)
+
+
+class FailsOnTheOther(FailsOnOneRank):
+    failing_rank = 1
+
+
+class NoTargets(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0], torch.zeros(len(batch[0]), dtype=torch.long)), batch_idx)
+
+
+def disagreeing(history):
+    """Says stop on one process only."""
+    rank = torch.distributed.get_rank()
+    return Decision(rank == 1 and len(history) == 3, f"{len(history)} readings on rank {rank}", epoch=history[-1].epoch)
+
+
+CASES = {
+    "default": (Memoriser, mislabelled, {}, 30),
+    "steps": (Classifier, loader, {"every_n_steps": 2}, 2),
+    "fails on 0": (FailsOnOneRank, loader, {}, 3),
+    "fails on 1": (FailsOnTheOther, loader, {}, 3),
+    "disagree": (Classifier, loader, {}, 6),
+    "no targets": (
+        NoTargets,
+        lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(40, 8)), batch_size=10),
+        {},
+        2,
+    ),
+}
+
+
+def main(case: str, folder: Path) -> None:
+    warnings.simplefilter("ignore")
+    kind, data, options, epochs = CASES[case]
+    monitor = StiffnessMonitor(probe_size=40, **options)
+    stopper = StiffnessEarlyStopping(criterion=disagreeing if case == "disagree" else None)
+    run = trainer([stopper, monitor], strategy="ddp", devices=2, max_epochs=epochs, logger=CSVLogger(folder, "logs"))
+    found = {}
+    try:
+        run.fit(kind(), data())
+    except StiffnessError as error:
+        found["error"] = str(error)
+    history = monitor.history
+    found.update(
+        readings=[] if history is None else [[r.step, r.epoch, r.cosine.within, r.loss] for r in history],
+        decision=stopper.decision and stopper.decision.as_dict(),
+        epochs=run.current_epoch,
+        message=stopper.stopping_reason_message,
+    )
+    (folder / f"rank{run.global_rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

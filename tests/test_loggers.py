@@ -1,0 +1,86 @@
+"""Numbers and words reach each logger in the way it takes them."""
+
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lightning_stiffness.loggers import log_scalars, log_text
+
+
+class Plain:
+    """As small as a logger can be."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Any] = []
+        self.saved = 0
+
+    def log_metrics(self, metrics, step):
+        self.metrics.append((metrics, step))
+
+    def save(self):
+        self.saved += 1
+
+
+class WithTables(Plain):
+    def __init__(self):
+        super().__init__()
+        self.texts = []
+
+    def log_text(self, key, columns, data):
+        self.texts.append((key, columns, data))
+
+
+def test_numbers_go_to_every_logger_and_to_its_file():
+    loggers = [Plain(), Plain()]
+    values = {"a/b": 1.0, "a/c": float("nan")}
+    log_scalars(loggers, values, 7)
+    assert all(logger.metrics == [(values, 7)] for logger in loggers)
+    assert all(logger.saved == 1 for logger in loggers)
+    loggers[0].metrics[0][0].clear()
+    assert len(values) == 2
+
+
+def test_numbers_are_in_the_files_at_once(tmp_path):
+    table, board = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")
+    log_scalars([table, board, DummyLogger()], {"a/b": 0.25}, 3)
+    with open(f"{table.log_dir}/metrics.csv") as file:
+        assert file.read().split() == ["a/b,step", "0.25,3"]
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("a/b")] == [(3, 0.25)]
+
+
+def test_text_goes_where_it_can(tmp_path):
+    table, board, tables = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board"), WithTables()
+    log_text([Plain(), table, DummyLogger(), tables, board], "a/decision", "why", 5)
+    assert tables.texts == [("a/decision", ["step", "text"], [[5, "why"]])]
+    board.experiment.flush()
+    events = EventAccumulator(board.log_dir)
+    events.Reload()
+    event = events.Tensors("a/decision/text_summary")[0]
+    assert (event.step, event.tensor_proto.string_val[0]) == (5, b"why")
+
+
+def test_no_logger_is_no_trouble():
+    log_scalars([], {"a": 1.0}, 0)
+    log_text([], "a", "b", 0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_wandb_takes_both_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbLogger(save_dir=tmp_path, offline=True, project="tests")
+    try:
+        log_scalars([logger], {"stiffness/within": 0.5}, 4)
+        log_text([logger], "stiffness/decision", "why", 4)
+        summary = dict(logger.experiment.summary)
+    finally:
+        logger.experiment.finish(quiet=True)
+    assert summary["stiffness/within"] == 0.5
+    assert summary["trainer/global_step"] == 4
+    assert "stiffness/decision" in summary
