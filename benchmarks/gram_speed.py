@@ -41,7 +41,7 @@ methods (the floor is always measured):
 
 examples:
   python benchmarks/gram_speed.py --output results
-      everything; about half an hour on one core
+      everything; about an hour on one core
   python benchmarks/gram_speed.py --models mlp cnn --methods ours vmap loop --samples 500 --output results
   python benchmarks/gram_speed.py --data mnist.npz cifar10.npz --output results
       real images for the models whose image shape an archive has

@@ -1,9 +1,8 @@
-"""Batches of any make: how many samples they hold, some of their samples, several as one, their class targets."""
+"""Batches of any make: how many samples they hold, some of their samples, several batches as one."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +13,6 @@ from lightning_stiffness import structure
 from lightning_stiffness.errors import StiffnessError
 
 Batch = TypeVar("Batch")
-
-TARGET_NAMES: Final = ("labels", "label", "targets", "target", "y")
 
 
 def batch_size(batch: object) -> int:
@@ -107,56 +104,6 @@ def join(batches: Sequence[Batch]) -> Batch:
     rows = [_Rows(slice(None), batch_size(batch)) for batch in batches]
     joined: Batch = batches[0] if len(batches) == 1 else _join_structure(list(batches), rows)
     return joined
-
-
-def targets_of(batch: object) -> Int[Tensor, "n"]:
-    """Class targets of a batch, on the device where they are: what is named labels, label, targets, target or y.
-
-    These are keys of a mapping or fields of a named tuple or dataclass; in other sequences the second element is taken.
-
-    Args:
-        batch: What a data loader yields.
-
-    Returns:
-        One class index for each sample, int64. Shape [n, 1] is flattened, booleans become 0 and 1.
-
-    Raises:
-        StiffnessError: If there are none, or they are not one integer for each sample (regression, one-hot, soft or
-            multi-label targets).
-
-    >>> import torch
-    >>> targets_of((torch.zeros(3, 2), torch.tensor([2, 0, 1], dtype=torch.uint8)))
-    tensor([2, 0, 1])
-    """
-    return as_class_targets(_find_targets(batch), batch_size(batch))
-
-
-def as_class_targets(found: object, size: int) -> Int[Tensor, "n"]:
-    """One class index for each of ``size`` samples, checked.
-
-    Args:
-        found: A tensor, array or list of integers.
-        size: How many samples there are.
-
-    Returns:
-        The class indices, int64; shape [n, 1] is flattened, booleans become 0 and 1. Their range is not checked.
-
-    Raises:
-        StiffnessError: If found is anything but one integer for each sample.
-
-    >>> as_class_targets([1, 0, 2], size=3)
-    tensor([1, 0, 2])
-    """
-    targets = _as_tensor(found)
-    if targets is not None and targets.shape == (size, 1):
-        targets = targets.squeeze(1)
-    if targets is None or targets.shape != (size,) or targets.is_floating_point() or targets.is_complex():
-        raise StiffnessError(
-            f"Class targets must be {size} integers, one for each sample; found {structure.describe(found)}. "
-            "Regression values, soft, one-hot and multi-label targets are not class labels: "
-            "pass targets=, a callable batch -> [n] integers."
-        )
-    return targets.detach().long()
 
 
 @dataclass(frozen=True)
@@ -261,26 +208,3 @@ def _not_joinable(values: list[Any]) -> StiffnessError:
         "Batches can be joined when they have the same parts, samples of the same shape and equal shared tensors; "
         f"found {' and '.join(found[:3])}. Pass the probe as one batch, padded to one length."
     )
-
-
-def _find_targets(batch: Any) -> Any:
-    if structure.is_container(batch):
-        named = {key: part for key, part in structure.parts(batch) if isinstance(key, str)}
-        for name in TARGET_NAMES:
-            if name in named:
-                return named[name]
-        if isinstance(batch, list | tuple) and len(batch) >= 2:
-            return batch[1]
-    raise StiffnessError(
-        f"Class targets must be the second element of the batch or be named one of {', '.join(TARGET_NAMES)}; "
-        f"found {structure.describe(batch)}. Pass targets=, a callable batch -> [n] integers."
-    )
-
-
-def _as_tensor(found: Any) -> Tensor | None:
-    with contextlib.suppress(TypeError, ValueError, RuntimeError):
-        if isinstance(found, Tensor | list | tuple):
-            return torch.as_tensor(found)
-        if hasattr(found, "__array__"):
-            return torch.as_tensor(np.array(found))  # a copy: torch warns about arrays that are read-only
-    return None

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from lightning_stiffness.batching import as_class_targets
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.targets import as_class_targets
 
 
 def labels_of(dataset: object) -> Int[Tensor, "n"] | None:

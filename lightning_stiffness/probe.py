@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from lightning_stiffness.batching import as_class_targets, batch_size, targets_of
+from lightning_stiffness.batching import batch_size
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.labels import balanced_positions, labels_of
 from lightning_stiffness.samples import IndexedSamples, Samples, only_loader, samples_of
+from lightning_stiffness.targets import as_class_targets, targets_of
 
 LARGEST_PROBE: Final = 10_000  # samples, and so classes: their Gram matrix takes 800 MB
 
@@ -74,7 +75,7 @@ class Probe:
             loader: A torch DataLoader, or a mapping, list or Lightning CombinedLoader with exactly one.
             size: How many samples.
             seed: Draws the samples, 0 to 2^32 - 1.
-            targets: Reads the class of each sample from a batch, batch -> [n] integers; `batching.targets_of` if None.
+            targets: Reads the class of each sample from a batch, batch -> [n] integers; `targets.targets_of` if None.
             num_classes: How many classes there are; the largest label known + 1 if None.
 
         Raises:
@@ -176,7 +177,7 @@ def isolated_randomness(seed: int) -> Iterator[None]:
     if not 0 <= seed < 2**32:
         raise StiffnessError(f"seed must lie between 0 and 2^32 - 1; found {seed}. Pass such an integer.")
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    in_use = torch.cuda.is_initialized()
     cuda_states = torch.cuda.get_rng_state_all() if in_use else []
     try:
         random.seed(seed)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
-from lightning_stiffness.batching import as_class_targets, batch_size, join, take, targets_of
+from lightning_stiffness.batching import batch_size, join, take, take_unchecked
 from lightning_stiffness.errors import StiffnessError
 
 
@@ -257,75 +257,6 @@ def test_join_arrays():
     assert join([first, second])["id"].tolist() == [0, 1, 0, 1, 2]
 
 
-Y = torch.tensor([2, 0, 1])
-X = torch.zeros(3, 4)
-
-
-@pytest.mark.parametrize(
-    "batch",
-    [
-        (X, Y),
-        [X, Y, "extra"],
-        (X, Y.unsqueeze(1)),
-        (X, Y.to(torch.uint8)),
-        (X, [2, 0, 1]),
-        (X, Y.numpy()),
-        ((X, X > 0), Y),
-        {"x": X, "labels": Y},
-        {"x": X, "label": Y},
-        {"x": X, "targets": Y},
-        {"x": X, "target": Y},
-        {"x": X, "y": Y},
-        UserDict(x=X, labels=Y),
-        Pair(X, Y),
-        Labelled(Y, X),
-        FrozenSample(X, Y),
-    ],
-    ids=repr,
-)
-def test_targets_are_found(batch):
-    found = targets_of(batch)
-    assert found.dtype == torch.int64
-    assert found.tolist() == [2, 0, 1]
-
-
-def test_boolean_targets_are_two_classes():
-    assert targets_of((X, torch.tensor([True, False, True]))).tolist() == [1, 0, 1]
-
-
-def test_read_only_arrays_are_read_without_a_warning():
-    array = np.array([0, 1, 2])
-    array.flags.writeable = False
-    assert as_class_targets(array, 3).tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    "targets",
-    [
-        torch.tensor([0.0, 1.0, 2.0]),
-        torch.eye(3),
-        torch.eye(3, dtype=torch.int64),
-        torch.tensor([0, 1]),
-        torch.tensor(1),
-        ["a", "b", "c"],
-        np.array(["a", "b", "c"]),
-        np.array([0, 1, None]),
-        "abc",
-        None,
-    ],
-    ids=repr,
-)
-def test_what_is_no_class_label_is_refused(targets):
-    with pytest.raises(StiffnessError, match=r"3 integers, one for each sample; found .*soft.*pass targets="):
-        targets_of((X, targets))
-
-
-@pytest.mark.parametrize("batch", [X, (X,), {"x": X, "z": Y}, [X]], ids=repr)
-def test_missing_targets_list_what_was_found(batch):
-    with pytest.raises(StiffnessError, match=r"labels, label, targets, target, y; found .*\[3, 4\].*Pass targets="):
-        targets_of(batch)
-
-
 def iter_tensors(value: Any) -> Any:
     if isinstance(value, Tensor):
         yield value
@@ -336,3 +267,13 @@ def iter_tensors(value: Any) -> Any:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from iter_tensors(item)
+
+
+def test_unchecked_take_can_be_vectorised_and_refuses_what_cannot():
+    x = torch.arange(12.0).reshape(4, 3)
+    rows = torch.func.vmap(lambda index: take_unchecked({"x": x, "shared": 2}, index[None], 4)["x"].sum())(
+        torch.arange(4)
+    )
+    assert torch.equal(rows, x.sum(1))
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(lambda index: take_unchecked([x, list("abcd")], index[None], 4)[0])(torch.arange(4))

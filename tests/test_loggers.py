@@ -80,7 +80,7 @@ def test_wandb_takes_both_offline(tmp_path, monkeypatch):
         log_text([logger], "stiffness/decision", "why", 4)
         summary = dict(logger.experiment.summary)
     finally:
-        logger.experiment.finish(quiet=True)
+        logger.experiment.finish()
     assert summary["stiffness/within"] == 0.5
     assert summary["trainer/global_step"] == 4
     assert "stiffness/decision" in summary

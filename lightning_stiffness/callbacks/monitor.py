@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_stiffness import loggers
@@ -88,8 +87,8 @@ class StiffnessMonitor(Callback):
         probe: Any = None,
         probe_size: int = 200,
         num_classes: int | None = None,
-        loss: Callable[[Any, Any], Tensor] | None = None,
-        targets: Callable[[Any], Tensor] | None = None,
+        loss: Callable[[Any, Any], Any] | None = None,
+        targets: Callable[[Any], Any] | None = None,
         class_names: Sequence[str] | None = None,
         superclasses: Sequence[int] | None = None,
         seed: int = 0,

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import torch
-from lightning.pytorch.loggers.logger import DummyLogger
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_stiffness.callbacks.namespace import DummyLogger, isolate_rng
 from lightning_stiffness.errors import StiffnessError
 
 _MUTED: Final = ("log", "log_dict", "print")
@@ -66,7 +65,7 @@ def isolated_random_state() -> Iterator[None]:
     >>> torch.equal(before, torch.get_rng_state())
     True
     """
-    scope = isolate_rng(include_cuda=torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch's
+    scope = isolate_rng(include_cuda=torch.cuda.is_initialized())
     scope.__enter__()
     try:
         yield

@@ -1,6 +1,6 @@
 """Which samples a run is measured on: what the user asks for, drawn by the first process, on the device of each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,11 @@ class ProbeRequest:
     def _draw(self, trainer: Any, targets: Callable[[Any], Tensor]) -> ProbePair:
         if self.given is not None:
             return ProbePair(self.mode, self._given(targets))
+        probes = self._drawn_pair(trainer, targets)
+        columns = None if probes.columns is None else _as_training_gets(trainer, probes.columns)
+        return ProbePair(probes.mode, _as_training_gets(trainer, probes.rows), columns)
+
+    def _drawn_pair(self, trainer: Any, targets: Callable[[Any], Tensor]) -> ProbePair:
         if self.mode == "train":
             return ProbePair("train", self._drawn(trainer.train_dataloader, targets))
         if not trainer.val_dataloaders:
@@ -98,7 +103,19 @@ def _targets_on_device(trainer: Any, pl_module: Any, given: Callable[[Any], Tens
     targets = resolve_targets(pl_module, given)
     if given is not None or not callable(getattr(pl_module, "stiffness_step", None)):
         return targets
-    return lambda batch: targets(on_device(trainer, pl_module, batch, 0))
+    return lambda batch: targets(on_device(trainer, pl_module, _wrapped(trainer, batch), 0))
+
+
+def _as_training_gets(trainer: Any, probe: Probe) -> Probe:
+    return probe.with_batch(_wrapped(trainer, probe.batch))
+
+
+def _wrapped(trainer: Any, batch: Any) -> Any:
+    """The batch in the list or dict of the one training dataloader, if it comes in one: so training_step gets it."""
+    loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)
+    if isinstance(loaders, Mapping) and len(loaders) == 1:
+        return {name: batch for name in loaders}
+    return [batch] if isinstance(loaders, list | tuple) and len(loaders) == 1 else batch
 
 
 def _load_validation(trainer: Any) -> None:

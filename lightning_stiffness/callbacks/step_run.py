@@ -60,7 +60,7 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002  # the user's code may draw from the global state
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's; before, a seed would stay for later
+    if torch.cuda.is_initialized():  # before, a seed would stay for later
         torch.cuda.manual_seed_all(seed)
 
 

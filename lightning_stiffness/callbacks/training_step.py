@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lightning_stiffness.batching import batch_size, take, targets_of
+from lightning_stiffness.batching import batch_size, take
 from lightning_stiffness.callbacks.neutrality import attached_trainer, isolated_random_state, without_autocast
 from lightning_stiffness.callbacks.separation import (
     DifferentAloneError,
@@ -33,6 +33,7 @@ from lightning_stiffness.callbacks.step_run import (
     watched_step,
 )
 from lightning_stiffness.errors import MixedSamplesError, StiffnessError
+from lightning_stiffness.targets import targets_of
 
 Loss = Callable[[nn.Module, Any], Tensor]
 Targets = Callable[[Any], Tensor]

@@ -81,7 +81,7 @@ class Fallback:
 
 
 def flat_gradient(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> Float[Tensor, "p"]:
-    """The gradient of one loss (shape [] or [1]) with respect to all parameters, zero where it does not depend on one."""
+    """Gradient of one loss (shape [] or [1]) with respect to all parameters; zero where it does not depend on one."""
     gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True, retain_graph=retain_graph)
     pairs = zip(gradients, parameters, strict=True)
     return torch.cat([(torch.zeros_like(p) if gradient is None else gradient).reshape(-1) for gradient, p in pairs])

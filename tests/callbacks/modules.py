@@ -67,7 +67,7 @@ class Validated(Classifier):
 
 
 class Rich(Validated):
-    """All that a monitor could disturb: dropout, batch norm, a metric, Python state, a schedule, noise of three kinds."""
+    """All that a monitor could disturb: dropout, batch norm, a metric, Python state, a schedule, three kinds of noise."""
 
     def __init__(self) -> None:
         super().__init__()

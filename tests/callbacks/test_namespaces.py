@@ -27,7 +27,8 @@ class Classifier(L.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
-options = dict(max_epochs=4, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+quiet = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
+options = dict(max_epochs=4, accelerator="cpu", **dict.fromkeys(quiet, False))
 says = lambda history: Decision(len(history) == 3, "enough")
 monitor, stopper = StiffnessMonitor(probe_size=12), StiffnessEarlyStopping(criterion=says)
 trainer = L.Trainer(callbacks=[stopper, monitor], **options)

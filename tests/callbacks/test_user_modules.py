@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, StochasticWeightAveraging
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_stiffness import StiffnessEarlyStopping, StiffnessMonitor
+from lightning_stiffness import StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
 from tests.callbacks.modules import CLASSES, FEATURES, QUIET, Classifier, blobs, loader, trainer
 
 pytestmark = QUIET
@@ -130,6 +131,42 @@ def test_batches_of_other_structure():
     items = [{"x": row, "labels": int(label), "name": str(i)} for i, (row, label) in enumerate(zip(x, y, strict=True))]
     readings(TakesDict(), DataLoader(items, batch_size=10))
     readings(TakesThree(), DataLoader(TensorDataset(x, y, torch.rand(60) + 0.5), batch_size=10))
+
+
+class InDict(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch["a"], batch_idx)
+
+
+class InDictWithStep(InDict):
+    def stiffness_step(self, batch):
+        x, y = batch["a"]
+        return F.cross_entropy(self(x), y, reduction="none"), y
+
+
+class InList(Classifier):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[0], batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size` from an ambiguous collection")
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (InDict, {"a": loader(shuffle=False)}),
+        (InDict, CombinedLoader({"a": loader(shuffle=False)})),
+        (InDictWithStep, {"a": loader(shuffle=False)}),
+        (InList, [loader(shuffle=False)]),
+    ],
+)
+def test_one_loader_in_a_collection(kind, data):
+    assert_equal_to_plain(kind(), data=data)
+
+
+def test_several_loaders_need_a_probe():
+    both = {"a": loader(), "b": loader()}
+    with pytest.raises(StiffnessError, match="found 2 .* Pass probe="):
+        trainer([StiffnessMonitor()]).fit(InDict(), both)
 
 
 class Auxiliary(Classifier):
@@ -291,7 +328,7 @@ def test_a_search_for_the_learning_rate_is_not_measured(tmp_path):
     search = LearningRateFinder(num_training_steps=5, attr_name="rate")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer(
-            [search, monitor], enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=2
-        ).fit(Classifier(), loader())
+        trainer([search, monitor], enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=2).fit(
+            Classifier(), loader()
+        )
     assert [reading.step for reading in monitor.history] == [0, 6, 12]

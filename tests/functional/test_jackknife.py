@@ -227,6 +227,7 @@ def test_bad_input_to_the_error() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+@unchecked_types()
 def test_labels_of_any_integer_type(dtype):
     targets = torch.tensor([0, 0, 1, 1, 1])
     pairs = cosine_pairs(torch.eye(5) + 0.5)

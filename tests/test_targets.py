@@ -1,0 +1,104 @@
+import dataclasses
+from collections import UserDict
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.targets import as_class_targets, targets_of
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+class Labelled(NamedTuple):
+    labels: Tensor
+    x: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenSample:
+    x: Tensor
+    y: Tensor
+
+
+Y = torch.tensor([2, 0, 1])
+X = torch.zeros(3, 4)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        (X, Y),
+        [X, Y, "extra"],
+        (X, Y.unsqueeze(1)),
+        (X, Y.to(torch.uint8)),
+        (X, [2, 0, 1]),
+        (X, Y.numpy()),
+        ((X, X > 0), Y),
+        {"x": X, "labels": Y},
+        {"x": X, "label": Y},
+        {"x": X, "targets": Y},
+        {"x": X, "target": Y},
+        {"x": X, "y": Y},
+        UserDict(x=X, labels=Y),
+        Pair(X, Y),
+        Labelled(Y, X),
+        FrozenSample(X, Y),
+    ],
+    ids=repr,
+)
+def test_targets_are_found(batch):
+    found = targets_of(batch)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [2, 0, 1]
+
+
+def test_boolean_targets_are_two_classes():
+    assert targets_of((X, torch.tensor([True, False, True]))).tolist() == [1, 0, 1]
+
+
+def test_read_only_arrays_are_read_without_a_warning():
+    array = np.array([0, 1, 2])
+    array.flags.writeable = False
+    assert as_class_targets(array, 3).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.tensor([0.0, 1.0, 2.0]),
+        torch.eye(3),
+        torch.eye(3, dtype=torch.int64),
+        torch.tensor([0, 1]),
+        torch.tensor(1),
+        ["a", "b", "c"],
+        np.array(["a", "b", "c"]),
+        np.array([0, 1, None]),
+        "abc",
+        None,
+    ],
+    ids=repr,
+)
+def test_what_is_no_class_label_is_refused(targets):
+    with pytest.raises(StiffnessError, match=r"3 integers, one for each sample; found .*soft.*pass targets="):
+        targets_of((X, targets))
+
+
+@pytest.mark.parametrize("batch", [X, (X,), {"x": X, "z": Y}, [X]], ids=repr)
+def test_missing_targets_list_what_was_found(batch):
+    with pytest.raises(StiffnessError, match=r"labels, label, targets, target, y; found .*\[3, 4\].*Pass targets="):
+        targets_of(batch)
+
+
+def test_several_candidates_for_targets_are_not_guessed_at():
+    tokens, lengths, labels = torch.zeros(4, 7), torch.tensor([7, 3, 2, 5]), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(StiffnessError, match=r"2 candidates, elements 1, 2 of the batch. Pass targets=.*batch\[2\]"):
+        targets_of((tokens, lengths, labels))
+    assert torch.equal(targets_of((tokens, labels, torch.rand(4))), labels)
+    assert torch.equal(targets_of((tokens, labels, ["a", "b", "c", "d"])), labels)
