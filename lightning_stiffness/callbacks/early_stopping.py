@@ -227,12 +227,12 @@ class StiffnessEarlyStopping(EarlyStopping):
 
     def _write(self, trainer: Any) -> None:
         """The verdict as JSON beside the logs: written whole or not at all."""
-        if self._path is None or self.decision is None or not trainer.is_global_zero:
+        if self._path is None or self.decision is None or not self.history or not trainer.is_global_zero:
             return
         record = {
             **self.decision.as_dict(),
             "stopped": self.stopping_reason_message is not None,
-            "step": trainer.global_step,
+            "step": self.history[self._judged - 1].step,
             "criterion": repr(self.criterion),
         }
         try:

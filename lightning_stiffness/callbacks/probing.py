@@ -114,7 +114,7 @@ def _wrapped(trainer: Any, batch: Any) -> Any:
     """The batch in the list or dict of the one training dataloader, if it comes in one: so training_step gets it."""
     loaders = getattr(trainer.train_dataloader, "iterables", trainer.train_dataloader)
     if isinstance(loaders, Mapping) and len(loaders) == 1:
-        return {name: batch for name in loaders}
+        return dict.fromkeys(loaders, batch)
     return [batch] if isinstance(loaders, list | tuple) and len(loaders) == 1 else batch
 
 

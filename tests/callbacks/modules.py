@@ -67,7 +67,7 @@ class Validated(Classifier):
 
 
 class Rich(Validated):
-    """All that a monitor could disturb: dropout, batch norm, a metric, Python state, a schedule, three kinds of noise."""
+    """All that a monitor could disturb: dropout, batch norm, a metric, Python state, a schedule, random numbers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import pickle
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -196,6 +197,22 @@ def test_steps_are_judged_as_they_are_read_and_can_end_an_epoch(stopper_first):
     assert stopper.stopping_reason_message.startswith("Training stops after 0.6 epochs")
     assert [reading.step for reading in monitor.history] == [0, 2, 4, 6, 7]
     assert monitor.history[-1].epoch == pytest.approx(0.7)
+
+
+def test_the_file_of_a_verdict_in_an_epoch_holds_its_step(tmp_path):
+    stopper = StiffnessEarlyStopping(criterion=Says(stops=(2,)), source=Monitor(probe_size=15, every_n_steps=2))
+    run = trainer([stopper], logger=CSVLogger(tmp_path))
+    run.fit(Classifier(), loader())
+    written = json.loads((Path(run.logger.log_dir) / "stiffness_decision.json").read_text())
+    assert (written["step"], written["epoch"], written["stopped"]) == (2, pytest.approx(2 / 6), True)
+
+
+def test_callbacks_can_be_pickled_after_a_run():
+    stopper = StiffnessEarlyStopping()
+    trainer([stopper], max_epochs=1).fit(Classifier(), loader())
+    copy = pickle.loads(pickle.dumps(stopper))
+    assert len(copy.history) == 2
+    assert copy.stopping_reason is EarlyStoppingReason.NOT_STOPPED
 
 
 def test_a_verdict_in_the_last_batch_before_min_epochs_does_not_linger():

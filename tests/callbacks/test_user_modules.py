@@ -153,19 +153,19 @@ class InList(Classifier):
 @pytest.mark.parametrize(
     ("kind", "data"),
     [
-        (InDict, {"a": loader(shuffle=False)}),
-        (InDict, CombinedLoader({"a": loader(shuffle=False)})),
-        (InDictWithStep, {"a": loader(shuffle=False)}),
-        (InList, [loader(shuffle=False)]),
+        (InDict, lambda one: {"a": one}),
+        (InDict, lambda one: CombinedLoader({"a": one})),
+        (InDictWithStep, lambda one: {"a": one}),
+        (InList, lambda one: [one]),
     ],
 )
 def test_one_loader_in_a_collection(kind, data):
-    assert_equal_to_plain(kind(), data=data)
+    assert_equal_to_plain(kind(), data=data(loader(shuffle=False)))
 
 
 def test_several_loaders_need_a_probe():
     both = {"a": loader(), "b": loader()}
-    with pytest.raises(StiffnessError, match="found 2 .* Pass probe="):
+    with pytest.raises(StiffnessError, match=r"found 2 .* Pass probe="):
         trainer([StiffnessMonitor()]).fit(InDict(), both)
 
 
