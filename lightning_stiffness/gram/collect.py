@@ -112,7 +112,7 @@ class Collector:
         try:
             with torch.no_grad():
                 covered = RULES[name](consumer.node, slots, gradient, layout)
-                return {key: _in_full_precision(factors) for key, factors in covered.items()}
+                return {key: _without_graph(factors) for key, factors in covered.items()}
         except (MixedSamplesError, torch.OutOfMemoryError):
             raise
         except (NotCovered, RuntimeError, AttributeError) as cause:
@@ -134,12 +134,14 @@ class Collector:
         self.emit(Found((-1, parameter), (parameter,), f"{len(uses)} uses", factors))
 
 
-def _in_full_precision(factors: Factors) -> Factors:
-    """Half-precision gradients are multiplied in float32."""
+def _without_graph(factors: Factors) -> Factors:
+    """Detached, so that keeping them keeps no activations below alive; in float32 where they are in half precision."""
     values: Any = factors
-    half = {
-        name: tensor.float()
-        for name in (entry.name for entry in fields(values) if entry.init)
-        if isinstance(tensor := getattr(factors, name), Tensor) and tensor.dtype in (torch.float16, torch.bfloat16)
+    tensors = {
+        entry.name: tensor.detach()
+        for entry in fields(values)
+        if entry.init and isinstance(tensor := getattr(factors, entry.name), Tensor)
     }
-    return replace(values, **half) if half else factors
+    half = (torch.float16, torch.bfloat16)
+    changed: Factors = replace(values, **{name: t.float() if t.dtype in half else t for name, t in tensors.items()})
+    return changed

@@ -112,8 +112,7 @@ def backpropagate(
         consumer.node.register_prehook(_listener(consumer, receive)) for consumer in selected if consumer.node in above
     ]
     try:
-        edges = [GradientEdge(consumer.node, 0) for consumer in deepest]
-        gradients = list(torch.autograd.grad(losses, edges, weights, allow_unused=True))
+        gradients = list(weighted_gradients(losses, weights, [consumer.node for consumer in deepest]))
     finally:
         for handle in handles:
             handle.remove()
@@ -121,6 +120,19 @@ def backpropagate(
         gradient = gradients.pop(0)  # each is freed as soon as it is used
         if gradient is not None:
             receive(consumer, gradient)
+
+
+def weighted_gradients(
+    losses: Tensor, weights: Tensor, nodes: Sequence[Node], retain_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """The gradients of sum_i weights_i losses_i with respect to the outputs of nodes."""
+    with torch.enable_grad():
+        total = (
+            losses * weights
+        ).sum()  # given as grad_outputs, the weights would make torch import sympy, for a second
+    return torch.autograd.grad(
+        total, [GradientEdge(node, 0) for node in nodes], allow_unused=True, retain_graph=retain_graph
+    )
 
 
 def _listener(

@@ -53,8 +53,12 @@ class Measurement:
 
     @property
     def chunk(self) -> int:
-        """How many samples fit the budget at once."""
-        return max(1, min(self.samples, int(self.budget / (BACKWARD_SHARE * self.plan.bytes_per_sample))))
+        """How many samples go forward and backward at once within the budget."""
+        return self._chunk(0)
+
+    def _chunk(self, kept: int) -> int:
+        """The same where `kept` bytes a sample are held beside the activations."""
+        return max(1, min(self.samples, int(self.budget / (BACKWARD_SHARE * self.plan.bytes_per_sample + kept))))
 
     def collect(
         self, losses: Tensor, weights: Tensor, emit: Callable[[Found], None], only: set[int] | None = None
@@ -98,7 +102,7 @@ class Measurement:
         total = self._accumulator()
         everyone = list(range(self.samples))
         values, weights = self._losses_and_weights(everyone)
-        for group in self._groups(lambda factors: factors.compact().elements * self.samples * 4):
+        for group in self._groups(self._trial(), lambda factors: factors.elements * self.samples * 4):
             kept: dict[tuple[int, ...], list[Factors]] = {}
             for samples in self._chunks(everyone):
 
@@ -117,16 +121,19 @@ class Measurement:
     def class_cosine(self, targets: Int[Tensor, "n"], num_classes: int) -> ClassCosine:
         """The class matrix from sums over classes."""
         order = torch.argsort(targets.cpu(), stable=True).tolist()
-        groups = self._groups(lambda factors: factors.columns * num_classes * 4)
+        trial = self._trial()
+        groups = self._groups(trial, lambda factors: factors.columns * num_classes * 4)
+        kept = sum(one.factors.elements for one in trial) + sum(parameter.numel() for parameter in self.uncovered)
+        chunks = self._chunks(order, kept * 4)
         norms: Tensor | None = None
         values = torch.empty(0)
         products: Tensor | None = None
         if len(groups) > 1:
-            values, norms = self._norms(order)
+            values, norms = self._norms(chunks)
         for group in groups:
             sums = ClassSums(num_classes)
             found_values, found_norms = self._add_class_sums(
-                sums, order, targets, None if len(groups) == 1 else group, norms
+                sums, chunks, targets, None if len(groups) == 1 else group, norms
             )
             values, norms = (found_values, found_norms) if norms is None else (values, norms)
             products = sums.products() if products is None else products + sums.products()
@@ -136,28 +143,33 @@ class Measurement:
         counts = torch.bincount(targets[alive], minlength=num_classes).double()
         return ClassCosine(mean_cosines(products, counts.to(products.device)), counts, ~alive, values)
 
-    def _norms(self, order: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _norms(self, chunks: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """The losses and the norms of the weighted gradients of all samples, by one pass."""
         values, norms = [], []
-        for samples in self._chunks(order):
+        for samples in chunks:
             found, losses = self._found(samples)
             values.append(losses)
             norms.append(_norms_of(found, losses))
-        return _reordered(torch.cat(values), order), _reordered(torch.cat(norms), order)
+        return _reordered(values, chunks), _reordered(norms, chunks)
 
     def _add_class_sums(
-        self, sums: ClassSums, order: Sequence[int], targets: Tensor, group: set[int] | None, norms: Tensor | None
+        self,
+        sums: ClassSums,
+        chunks: Sequence[list[int]],
+        targets: Tensor,
+        group: set[int] | None,
+        norms: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Adds all samples, class by class; returns losses and norms in the order of the batch."""
         values, all_norms = [], []
-        for samples in self._chunks(order):
+        for samples in chunks:
             found, losses = self._found(samples, group)
             own = _norms_of(found, losses) if norms is None else norms[samples]
             weights = torch.where(own > 0, 1 / own, torch.zeros_like(own))
             sums.add(found, weights, runs_of(targets.cpu()[samples].tolist()))
             values.append(losses)
             all_norms.append(own)
-        return _reordered(torch.cat(values), order), _reordered(torch.cat(all_norms), order)
+        return _reordered(values, chunks), _reordered(all_norms, chunks)
 
     def _found(self, samples: Sequence[int], group: set[int] | None = None) -> tuple[list[Found], Tensor]:
         """The factors of some samples, those of the fallback included, and their losses."""
@@ -167,7 +179,7 @@ class Measurement:
         self.collect(
             losses,
             weights,
-            lambda one: found.append(replace(one, factors=one.factors.compact())),
+            lambda one: found.append(_compact(one)),
             group,
         )
         uncovered = [k for k in sorted(self.plan.fallback) if group is None or k in group]
@@ -199,31 +211,34 @@ class Measurement:
             rows.append(ExplanationRow(names[index], "?", f"fallback: {reason}", None, stored))
         return Explanation(tuple(rows), self.samples, self.plan.bytes_per_sample * len(samples), len(samples))
 
-    def _groups(self, bytes_of: Callable[[Factors], int]) -> list[set[int]]:
-        """Groups of parameters whose factors fit half the budget together, in the order in which they come."""
+    def _trial(self) -> list[Found]:
+        """The factors of two samples, which tell how large those of all samples will be."""
+        found: list[Found] = []
+        losses = self._losses(list(range(min(self.samples, 2))))
+        self.collect(losses, torch.ones_like(losses), lambda one: found.append(_compact(one)))
+        return found
+
+    def _groups(self, trial: Sequence[Found], bytes_of: Callable[[Factors], int]) -> list[set[int]]:
+        """Groups of parameters which need no more than half the budget together, in the order in which they come."""
         groups: list[set[int]] = [set()]
         filled = 0
-        sizes: list[tuple[tuple[int, ...], int]] = []
-        losses = self._losses(list(range(min(self.samples, 2))))
-        self.collect(
-            losses, torch.ones_like(losses), lambda found: sizes.append((found.parameters, bytes_of(found.factors)))
-        )
-        for members, size in sizes:
-            known = next((group for group in groups if not group.isdisjoint(members)), None)
+        for one in trial:
+            known = next((group for group in groups if not group.isdisjoint(one.parameters)), None)
             if known is not None:  # another part of a parameter stays with the first
-                known.update(members)
+                known.update(one.parameters)
                 continue
+            size = bytes_of(one.factors)
             if filled and filled + size > self.budget // 2:
                 groups.append(set())
                 filled = 0
-            groups[-1].update(members)
+            groups[-1].update(one.parameters)
             filled += size
         groups[0].update(self.plan.fallback)
         return groups
 
-    def _chunks(self, order: Sequence[int]) -> list[list[int]]:
+    def _chunks(self, order: Sequence[int], kept: int = 0) -> list[list[int]]:
         """Parts of nearly equal size; none of a single sample, a special case in many models, if it can be helped."""
-        count = max(1, min(-(-self.samples // self.chunk), self.samples // 2))
+        count = max(1, min(-(-self.samples // self._chunk(kept)), self.samples // 2))
         bounds = [k * len(order) // count for k in range(count + 1)]
         return [list(order[start:stop]) for start, stop in pairwise(bounds)]
 
@@ -275,8 +290,14 @@ def _norms_of(found: Sequence[Found], losses: Tensor) -> Tensor:
     return total.sqrt()
 
 
-def _reordered(values: Tensor, order: Sequence[int]) -> Tensor:
-    """Values that were computed in ``order``, in the order of the batch."""
-    result = torch.empty_like(values)
-    result[list(order)] = values
+def _reordered(values: Sequence[Tensor], chunks: Sequence[list[int]]) -> Tensor:
+    """Values that were computed chunk by chunk, in the order of the batch."""
+    joined = torch.cat(list(values))
+    result = torch.empty_like(joined)
+    result[[sample for chunk in chunks for sample in chunk]] = joined
     return result
+
+
+def _compact(found: Found) -> Found:
+    """The same in the form which needs the least memory to keep."""
+    return replace(found, factors=found.factors.compact())

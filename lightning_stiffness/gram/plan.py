@@ -129,8 +129,10 @@ class _SavedBytes:
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        self._storages[storage.data_ptr()] = storage.nbytes()
+        # A view of the whole batch counts with its own size, not with that of the batch.
+        size = min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
+        pointer = tensor.untyped_storage().data_ptr()
+        self._storages[pointer] = max(size, self._storages.get(pointer, 0))
         return tensor
 
     def total(self, parameters: Sequence[Tensor]) -> int:

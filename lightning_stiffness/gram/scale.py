@@ -3,7 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import Node
+
+from lightning_stiffness.gram.graph import weighted_gradients
 
 
 def unit_weights(losses: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
@@ -20,12 +22,11 @@ def unit_weights(losses: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
 
 def _head_gradient_norms(losses: Tensor) -> Tensor | None:
     """The norms of the gradients at the casts which lead into a double-precision loss head; None without such casts."""
-    edges = _casts(losses)
-    if not edges:
+    casts = _casts(losses)
+    if not casts:
         return None
     n = len(losses)
-    ones = torch.ones_like(losses)
-    gradients = torch.autograd.grad(losses, edges, ones, retain_graph=True, allow_unused=True)
+    gradients = weighted_gradients(losses, torch.ones_like(losses), casts, retain_graph=True)
     total = torch.zeros_like(losses)
     for gradient in gradients:
         if gradient is None:
@@ -36,11 +37,11 @@ def _head_gradient_norms(losses: Tensor) -> Tensor | None:
     return total.sqrt()
 
 
-def _casts(losses: Tensor) -> list[GradientEdge]:
-    """The float64 sides of the casts to float64 which are nearest to the losses."""
+def _casts(losses: Tensor) -> list[Node]:
+    """The casts to float64 which are nearest to the losses."""
     if losses.dtype != torch.float64 or losses.grad_fn is None:
         return []
-    found: list[GradientEdge] = []
+    found: list[Node] = []
     seen: set[Node] = set()
     stack: list[Node] = [losses.grad_fn]
     while stack:
@@ -50,7 +51,7 @@ def _casts(losses: Tensor) -> list[GradientEdge]:
         seen.add(node)
         below = [child for child, _ in node.next_functions if child is not None]
         if node.name() == "ToCopyBackward0":
-            found.append(GradientEdge(node, 0))
+            found.append(node)
         elif all(_is_double(child) for child in below):
             stack.extend(below)
         else:

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import BackboneFinetuning, LearningRateFinder, StochasticWeightAveraging
-from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_stiffness import StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
+from lightning_stiffness import StiffnessEarlyStopping, StiffnessMonitor
 from tests.callbacks.modules import CLASSES, FEATURES, QUIET, Classifier, blobs, loader, trainer
 
 pytestmark = QUIET
@@ -58,18 +57,6 @@ class PerSample(Classifier):
         return F.cross_entropy(self(x), y, reduction="none"), y
 
 
-class Reordered(Classifier):
-    """Its batches are (y, x), so that only stiffness_step knows the classes."""
-
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch[::-1], batch_idx)
-
-    def stiffness_step(self, batch):
-        assert not self.training
-        y, x = batch
-        return F.cross_entropy(self(x), y, reduction="none"), y
-
-
 class Scaled(Classifier):
     def training_step(self, batch, batch_idx):
         return 1.0 * super().training_step(batch, batch_idx)
@@ -78,12 +65,6 @@ class Scaled(Classifier):
 @pytest.mark.parametrize("kind", [ReturnsDict, WithoutIndex, PerSample, Scaled])
 def test_the_form_of_the_step_does_not_matter(kind):
     assert_equal_to_plain(kind())
-
-
-def test_classes_that_only_stiffness_step_knows():
-    x, y = blobs()
-    data = DataLoader(TensorDataset(y, x), batch_size=10)
-    assert len(readings(Reordered(), data).history) == 3
 
 
 def test_functions_that_are_given_for_loss_and_targets():
@@ -133,42 +114,6 @@ def test_batches_of_other_structure():
     readings(TakesThree(), DataLoader(TensorDataset(x, y, torch.rand(60) + 0.5), batch_size=10))
 
 
-class InDict(Classifier):
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch["a"], batch_idx)
-
-
-class InDictWithStep(InDict):
-    def stiffness_step(self, batch):
-        x, y = batch["a"]
-        return F.cross_entropy(self(x), y, reduction="none"), y
-
-
-class InList(Classifier):
-    def training_step(self, batch, batch_idx):
-        return super().training_step(batch[0], batch_idx)
-
-
-@pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size` from an ambiguous collection")
-@pytest.mark.parametrize(
-    ("kind", "data"),
-    [
-        (InDict, lambda one: {"a": one}),
-        (InDict, lambda one: CombinedLoader({"a": one})),
-        (InDictWithStep, lambda one: {"a": one}),
-        (InList, lambda one: [one]),
-    ],
-)
-def test_one_loader_in_a_collection(kind, data):
-    assert_equal_to_plain(kind(), data=data(loader(shuffle=False)))
-
-
-def test_several_loaders_need_a_probe():
-    both = {"a": loader(), "b": loader()}
-    with pytest.raises(StiffnessError, match=r"found 2 .* Pass probe="):
-        trainer([StiffnessMonitor()]).fit(InDict(), both)
-
-
 class Auxiliary(Classifier):
     def __init__(self):
         super().__init__()
@@ -181,47 +126,6 @@ class Auxiliary(Classifier):
 
 def test_a_second_loss_counts():
     readings(Auxiliary())
-
-
-class Transferred(Classifier):
-    """Normalises in the hooks that batches go through."""
-
-    def on_before_batch_transfer(self, batch, dataloader_idx):
-        x, y = batch
-        return x * 10, y
-
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        x, y = batch
-        return x / 10, y
-
-
-def test_batches_go_through_the_hooks_of_the_module():
-    assert_equal_to_plain(Transferred())
-
-
-class Augmenting(Classifier):
-    def on_after_batch_transfer(self, batch, dataloader_idx):
-        x, y = batch
-        return x + torch.randn_like(x), y
-
-
-def test_random_hooks_are_the_same_in_each_run():
-    torch.manual_seed(1)
-    first = readings(Augmenting(rate=0.0))
-    torch.manual_seed(2)
-    assert first.history.series("loss").tolist() == readings(Augmenting(rate=0.0)).history.series("loss").tolist()
-
-
-def test_a_class_of_one_sample_has_no_value_of_its_own():
-    x, y = blobs(61)
-    y[60] = CLASSES
-    monitor = StiffnessMonitor(probe_size=16)
-    with pytest.warns(UserWarning, match="1 of 4 classes have fewer than two samples .*: 3"):
-        trainer([monitor], max_epochs=1).fit(Classifier(4), DataLoader(TensorDataset(x, y), batch_size=10))
-    matrix = monitor.history[-1].cosine.matrix
-    assert matrix[3, 3].isnan()
-    assert int(matrix.isnan().sum()) == 1
-    assert monitor.history.series("within").isfinite().all()
 
 
 class Stream(IterableDataset):
