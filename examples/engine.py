@@ -1,4 +1,4 @@
-"""The Gram engine alone, in a plain PyTorch program: which samples help each other, and what the engine does to know."""
+"""The Gram engine alone, in plain PyTorch: which samples help each other, and what the engine does to know."""
 
 import torch
 from torch import nn

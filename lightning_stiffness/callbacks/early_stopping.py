@@ -41,7 +41,8 @@ class StiffnessEarlyStopping(EarlyStopping):
     Args:
         monitor: The watched value, as the monitor logs it. Only the within-class value can be watched.
         min_delta: Share of its peak that the value must lose to count as fallen.
-        patience: Epochs (not checks) for which it must stay there.
+        patience: Epochs (not checks) for which it must stay there. Of a stream of unknown length only whole epochs
+            count; with `limit_train_batches` the length is known.
         verbose: Report the verdict after each reading.
         mode: "max": high stiffness is good.
         strict: Raise when a measurement fails, instead of going on without a verdict. Applies to the monitor that it

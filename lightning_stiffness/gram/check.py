@@ -16,6 +16,7 @@ from lightning_stiffness.gram.products import GramAccumulator
 
 # Of |g_i| |g_j|: float32 gradients of deep networks differ by 1e-5 to 1e-4 between batch sizes, faults by 1e-2 or more.
 TOLERANCE = 1e-3
+ROUNDINGS = 16  # a tolerance of so many roundings, where that is more: in bfloat16
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Check:
     batch: Any
     samples: int
 
+    @property
+    def tolerance(self) -> float:
+        """The error that is rounding, relative to the norms of two gradients."""
+        return tolerance_of(self.parameters)
+
     def chosen(self, norms: Tensor) -> list[int]:
         """Two samples (or the one there is), with a gradient if possible, the same ones for the same batch size."""
         order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(self.samples))
@@ -46,7 +52,7 @@ class Check:
         """Whether the entries of K for the chosen samples are those of plain autograd."""
         alone = [self._alone(k, losses) for k in chosen]
         own = torch.stack(alone).double().cpu()
-        return _close(matrix.double().cpu()[chosen][:, chosen], own @ own.T)
+        return _close(matrix.double().cpu()[chosen][:, chosen], own @ own.T, self.tolerance)
 
     def agrees_inside(self, matrix: Tensor, losses: Tensor, chosen: Sequence[int]) -> bool:
         """Whether they are those of plain autograd on the whole batch, where the loss has the scale that it has.
@@ -66,7 +72,7 @@ class Check:
             )
         inside = torch.stack([flat_gradient(again[k], self.parameters, retain_graph=True) for k in chosen])
         for k, gradient in zip(chosen, inside, strict=True):
-            if not _parallel(gradient, self._alone(k, losses)):
+            if not _parallel(gradient, self._alone(k, losses), self.tolerance):
                 raise MixedSamplesError(
                     "The loss of a sample must depend on that sample alone; the gradient of the loss of sample "
                     f"{k} changes when the other samples of the batch are taken away{self._in_training_mode()}. "
@@ -74,7 +80,7 @@ class Check:
                     "loss with one value per sample."
                 )
         inside = inside.double().cpu()
-        return _close(matrix.double().cpu()[chosen][:, chosen], inside @ inside.T)
+        return _close(matrix.double().cpu()[chosen][:, chosen], inside @ inside.T, self.tolerance)
 
     def _alone(self, sample: int, losses: Tensor) -> Tensor:
         """The gradient of one sample's loss, computed from that sample alone and scaled as it is in the batch."""
@@ -108,20 +114,25 @@ def contradicted(measurement: Measurement) -> list[int]:
         found.factors.add_gram(total)
         reference = torch.stack([expected(index) for index in found.parameters]).sum(0)
         silent.difference_update(found.parameters)
-        if not _close(total.result().double(), reference):
+        if not _close(total.result().double(), reference, tolerance_of(parameters)):
             wrong.extend(found.parameters)
 
     measurement.collect(losses, torch.ones_like(losses), compare)
     return sorted({*wrong, *silent})
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def tolerance_of(parameters: Sequence[Tensor]) -> float:
+    """The error that is rounding for the coarsest of the parameters' types."""
+    return max(TOLERANCE, ROUNDINGS * max(torch.finfo(parameter.dtype).eps for parameter in parameters))
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     norms = expected.diagonal().clamp_min(torch.finfo(expected.dtype).tiny).sqrt()
-    return bool(((found - expected).abs() <= TOLERANCE * norms[:, None] * norms).all())
+    return bool(((found - expected).abs() <= tolerance * norms[:, None] * norms).all())
 
 
-def _parallel(first: Tensor, second: Tensor) -> bool:
+def _parallel(first: Tensor, second: Tensor, tolerance: float) -> bool:
     first, second = first.double(), second.double()
     if not (first.any() and second.any()):
         return not (first.any() or second.any())
-    return bool(torch.dot(first, second) >= (1 - TOLERANCE) * first.norm() * second.norm())
+    return bool(torch.dot(first, second) > (1 - tolerance) * first.norm() * second.norm())

@@ -1,5 +1,6 @@
 import copy
 import gc
+import warnings
 import weakref
 
 import pytest
@@ -212,6 +213,20 @@ def test_explain_lists_each_parameter_with_its_cost():
     assert "fallback: no rule for PreluKernelBackward0" in str(slope)
 
 
+@pytest.mark.parametrize("name", ["mlp", "cnn", "layer_norm", "embedding"])
+def test_half_precision_weights(name):
+    specimen = build(name)
+    expected, _ = loop_gram(specimen.model, cross_entropy, specimen.batch)
+    inputs, targets = specimen.batch
+    half = copy.deepcopy(specimen.model).bfloat16()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gram = GramEngine(half, cross_entropy).gram(
+            (inputs.bfloat16() if inputs.is_floating_point() else inputs, targets)
+        )
+    assert (gram.matrix - expected).norm() <= 0.1 * expected.norm()  # 8 bits of mantissa, several layers
+
+
 class TestBadInput:
     def engine(self, loss=cross_entropy):
         return GramEngine(build("mlp").model, loss)
@@ -226,7 +241,9 @@ class TestBadInput:
 
     def test_scalar_loss(self):
         with pytest.raises(StiffnessError, match=r'scalar.*reduction="none"'):
-            self.engine(lambda module, batch: nn.functional.cross_entropy(module(batch[0]), batch[1])).gram(build("mlp").batch)
+            self.engine(lambda module, batch: nn.functional.cross_entropy(module(batch[0]), batch[1])).gram(
+                build("mlp").batch
+            )
 
     def test_detached_loss(self):
         with pytest.raises(StiffnessError, match="no gradient"):

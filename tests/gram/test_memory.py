@@ -1,0 +1,69 @@
+"""The budget is a promise about memory, so it is memory that is measured: in processes of their own."""
+
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from lightning_stiffness.gram import GramEngine
+from tests.oracle import cross_entropy
+from tests.zoo import CLASSES, build
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+from lightning_stiffness.gram import GramEngine
+torch.set_num_threads(1)
+layers = [nn.Conv2d(3, 32, 3, padding=1)]
+for _ in range(6):
+    layers += [nn.GroupNorm(4, 32), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1)]
+model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 4))
+x, y = torch.randn(256, 3, 16, 16), torch.arange(256) % 4
+loss = lambda module, batch: nn.functional.cross_entropy(module(batch[0]), batch[1], reduction="none")
+engine = GramEngine(model, loss, budget=int(sys.argv[1]) << 20)
+engine.gram((x[:4], y[:4]))
+def status(name):
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+engine.gram((x, y)) if sys.argv[2] == "gram" else engine.class_cosine((x, y), y, 4)
+print(status("VmHWM") - before)
+"""
+# Freed blocks go back to the system at once, so that resident memory is memory in use.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
+@pytest.mark.parametrize("work", ["gram", "class_cosine"])
+def test_a_budget_bounds_the_memory(work):
+    def extra(budget):
+        command = [sys.executable, "-c", SCRIPT, str(budget), work]
+        return float(subprocess.run(command, env=ALLOCATOR, capture_output=True, text=True, check=True).stdout)
+
+    free, bounded = extra(4096), extra(32)
+    assert free > 100  # MB: one pass over everything
+    assert bounded < 1.5 * 32
+
+
+def test_chunks_keep_no_activations_of_earlier_chunks():
+    alive = []
+
+    class Recording(nn.Linear):
+        def forward(self, x):
+            result = super().forward(x)
+            recorded = [reference for reference in alive if reference() is not None]
+            assert len(recorded) <= 1  # that of the chunk before may still be held by the loop
+            alive.append(weakref.ref(result))
+            return result
+
+    model = nn.Sequential(Recording(8, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+    engine = GramEngine(model, cross_entropy, budget=500, check=False)
+    engine.gram(build("mlp").batch)
+    assert len(alive) > 8
+    engine.class_cosine(build("mlp").batch, build("mlp").batch[1], CLASSES)
+    assert all(reference() is None for reference in alive)
