@@ -488,7 +488,11 @@ def test_label_out_of_range_is_refused_even_when_not_drawn():
         Probe.draw(DataLoader(tensors([500, 500, 1])), 4, num_classes=2)
 
 
-@pytest.mark.parametrize("dataset", [TensorDataset(X[:0], torch.zeros(0, dtype=torch.int64)), [], Stream([])], ids=repr)
+@pytest.mark.parametrize(
+    "dataset",
+    [TensorDataset(X[:0], torch.zeros(0, dtype=torch.int64)), [], Stream([])],
+    ids=["tensors", "list", "stream"],
+)
 def test_empty_dataset_is_refused(dataset):
     loader = DataLoader(dataset, sampler=None if isinstance(dataset, Stream) else [])
     for read in (Probe.draw, Probe.from_loader):
