@@ -11,7 +11,7 @@ help:  ## Show the targets.
 setup: $(VENV)/.ready  ## Make .venv from the pinned constraints (on first use by the other targets, too).
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "lightning-stiffness needs Python >= 3.10; set PYTHON=...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned versions need Python >= 3.11; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
@@ -32,7 +32,8 @@ lint: setup  ## Format, lint, types, import rules.
 	$(BIN)/lint-imports
 
 bench: setup  ## Time and memory of the Gram engine against the floor and the peers.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt ".[bench]"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-deps backpack-for-pytorch==1.7.1
 	$(BIN)/python benchmarks/gram_speed.py --output benchmark_results
 
 clean:  ## Remove what setup and the tests made.
