@@ -10,6 +10,8 @@ from torch import Tensor
 from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.factors import Run
 
+PIECE = 1 << 14  # columns that are multiplied at once: rounding errors of float32 do not grow beyond them
+
 
 @dataclass
 class ClassSums:
@@ -25,20 +27,20 @@ class ClassSums:
 
     def add(self, found: Iterable[Found], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
         """Adds a chunk of samples that are sorted by class."""
-        classes = [run.target for run in runs]
         for one in found:
-            summed = one.factors.class_sums(weights.to(one.factors.dtype), runs)
+            factors = one.factors
             if one.key not in self.sums:
-                self.sums[one.key] = summed.new_zeros(self.num_classes, summed.shape[1])
-            self.sums[one.key][classes] += summed
+                self.sums[one.key] = weights.new_zeros(self.num_classes, factors.columns, dtype=factors.dtype)
+            factors.add_class_sums(self.sums[one.key], weights.to(factors.dtype), runs)
 
     def products(self) -> Float[Tensor, "c c"]:
-        """S_a . S_b, summed over the parameters, in float64 where the device has it."""
+        """S_a . S_b over all parameters; products of short pieces are added up in float64, where there is one."""
         total: Tensor | None = None
         for sums in self.sums.values():
-            wide = sums if sums.device.type == "mps" else sums.double()
-            product = wide @ wide.T
-            total = product if total is None else total + product
+            for piece in sums.split(PIECE, 1):
+                product = piece @ piece.T
+                product = product if product.device.type == "mps" else product.double()
+                total = product if total is None else total + product
         return torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64) if total is None else total
 
 

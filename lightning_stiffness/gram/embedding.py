@@ -80,14 +80,12 @@ class Rows(Factors):
         return summed.new_zeros(self.samples).index_add_(0, sample, summed.square().sum(1))
 
     @override
-    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:
-        width = self.values.shape[2]
-        result = self.values.new_zeros(len(runs), self.rows, width)
+    def add_class_sums(self, sums: Float[Tensor, "c p"], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
         weighted = self.values * weights[:, None, None]
-        for k, run in enumerate(runs):
+        for run in runs:
             part = slice(run.start, run.stop)
-            result[k].index_add_(0, self.indices[part].flatten(), weighted[part].flatten(0, 1))
-        return result.flatten(1)
+            table = sums[run.target].view(self.rows, -1)
+            table.index_add_(0, self.indices[part].flatten(), weighted[part].flatten(0, 1))
 
     def _aggregated(self) -> tuple[Tensor, Tensor, Tensor]:
         """The summed value of each (sample, row) that occurs, and that sample and row."""

@@ -75,13 +75,14 @@ class Factors(abc.ABC):
         norms = [torch.linalg.vector_norm(block, dim=1).square_() for block in self.blocks()]
         return torch.stack(norms).sum(0)
 
-    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:
-        """sum_i weights_i g_i over each run of samples, one row a run."""
-        summed = [
-            torch.stack([weights[run.start : run.stop] @ block[run.start : run.stop] for run in runs])
-            for block in self.blocks()
-        ]
-        return summed[0] if len(summed) == 1 else torch.cat(summed, 1)
+    def add_class_sums(self, sums: Float[Tensor, "c p"], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
+        """Adds sum_i weights_i g_i over each run of samples to the row of its class."""
+        start = 0
+        for block in self.blocks():
+            part = sums[:, start : start + block.shape[1]]
+            for run in runs:
+                part[run.target].addmv_(block[run.start : run.stop].T, weights[run.start : run.stop])
+            start += block.shape[1]
 
     def dense(self) -> Float[Tensor, "n p"]:
         """All explicit gradients at once."""
@@ -222,14 +223,15 @@ class Outer(Factors):
         return left * self.right[:, 0].square().sum(1)
 
     @override
-    def class_sums(self, weights: Float[Tensor, "n"], runs: Sequence[Run]) -> Float[Tensor, "r p"]:
+    def add_class_sums(self, sums: Float[Tensor, "c p"], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
         right = self.right * weights[:, None, None]
-        rows = []
+        a, b = self.left.shape[2], right.shape[2]
         for run in runs:
             part = slice(run.start, run.stop)
-            a, b = self.left[part].flatten(0, 1), right[part].flatten(0, 1)
-            rows.append(torch.cat([(a.T @ b).flatten(), *([b.sum(0)] if self.bias else [])]))
-        return torch.stack(rows)
+            row, flat = sums[run.target], right[part].flatten(0, 1)
+            row[: a * b].view(a, b).addmm_(self.left[part].flatten(0, 1).T, flat)
+            if self.bias:
+                row[a * b :] += flat.sum(0)
 
     def dense(self) -> Float[Tensor, "n p"]:
         """The gradients in the order of an [a, b] matrix; without a bias only."""

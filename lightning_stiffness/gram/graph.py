@@ -213,3 +213,8 @@ def layouts_of(gradient: Tensor, n: int, sample: int) -> set[int]:
         for prefix in _prefixes(gradient.shape, n)
         if torch.equal(support.reshape(prefix, n, -1)[:, sample].sum(), total)
     }
+
+
+def signed(value: int) -> int:
+    """A saved attribute of a node as it was: autograd shows negative integers as unsigned ones of 64 bits."""
+    return value - (1 << 64) if value >= 1 << 63 else value

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from lightning_stiffness.gram.graph import NotCovered, Use
+from lightning_stiffness.gram.graph import NotCovered, Use, signed
 
 
 def _reshaped(index: Tensor, node: Any, output: int) -> Tensor:
@@ -16,12 +16,8 @@ def _reshaped(index: Tensor, node: Any, output: int) -> Tensor:
 
 def _sliced(index: Tensor, node: Any, output: int) -> Tensor:
     selection = [slice(None)] * index.ndim
-    selection[_signed(node._saved_dim)] = slice(_signed(node._saved_start), _signed(node._saved_end), node._saved_step)
+    selection[signed(node._saved_dim)] = slice(signed(node._saved_start), signed(node._saved_end), node._saved_step)
     return index[tuple(selection)]
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 _REPLAY: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
@@ -34,15 +30,15 @@ _REPLAY: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
     "Alias": lambda index, node, output: index,
     "Clone": lambda index, node, output: index,
     "ToCopy": lambda index, node, output: index,
-    "Transpose": lambda index, node, output: index.transpose(_signed(node._saved_dim0), _signed(node._saved_dim1)),
-    "Permute": lambda index, node, output: index.permute([_signed(axis) for axis in node._saved_dims]),
+    "Transpose": lambda index, node, output: index.transpose(signed(node._saved_dim0), signed(node._saved_dim1)),
+    "Permute": lambda index, node, output: index.permute([signed(axis) for axis in node._saved_dims]),
     "Slice": _sliced,
-    "Select": lambda index, node, output: index.select(_signed(node._saved_dim), _signed(node._saved_index)),
-    "Split": lambda index, node, output: index.split(node._saved_split_size, _signed(node._saved_dim))[output],
-    "SplitWithSizes": lambda index, node, output: index.split(list(node._saved_split_sizes), _signed(node._saved_dim))[
+    "Select": lambda index, node, output: index.select(signed(node._saved_dim), signed(node._saved_index)),
+    "Split": lambda index, node, output: index.split(node._saved_split_size, signed(node._saved_dim))[output],
+    "SplitWithSizes": lambda index, node, output: index.split(list(node._saved_split_sizes), signed(node._saved_dim))[
         output
     ],
-    "Unbind": lambda index, node, output: index.unbind(_signed(node._saved_dim))[output],
+    "Unbind": lambda index, node, output: index.unbind(signed(node._saved_dim))[output],
 }
 
 

@@ -16,7 +16,7 @@ from lightning_stiffness.errors import MixedSamplesError
 from lightning_stiffness.gram.convolution import Convolution, ConvolutionSettings
 from lightning_stiffness.gram.embedding import Rows
 from lightning_stiffness.gram.factors import Explicit, Factors, Outer
-from lightning_stiffness.gram.graph import Layout, NotCovered
+from lightning_stiffness.gram.graph import Layout, NotCovered, signed
 
 SlotFactors: TypeAlias = Mapping[tuple[int, ...], Factors]
 SlotShapes: TypeAlias = Mapping[int, tuple[int, ...]]
@@ -168,15 +168,10 @@ def embedding(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: Lay
         raise NotCovered("scale_grad_by_freq counts tokens over the whole batch")
     values = layout.rows(output_gradient)
     indices = layout.rows(node._saved_indices.unsqueeze(-1)).squeeze(-1)
-    padding = _signed(node._saved_padding_idx)
+    padding = signed(node._saved_padding_idx)
     if padding >= 0:
         values = values * (indices != padding).unsqueeze(-1)
     return {(0,): Rows(indices, values, slots[0][0])}
-
-
-def _signed(value: int) -> int:
-    """Autograd shows negative integers as unsigned ones of 64 bits."""
-    return value - (1 << 64) if value >= 1 << 63 else value
 
 
 @rule("AddBackward0", "SubBackward0")
