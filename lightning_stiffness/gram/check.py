@@ -76,8 +76,8 @@ class Check:
                 raise MixedSamplesError(
                     "The loss of a sample must depend on that sample alone; the gradient of the loss of sample "
                     f"{k} changes when the other samples of the batch are taken away{self._in_training_mode()}. "
-                    "Losses that compare samples (contrastive, batch statistics) or add random noise have no per-sample "
-                    "gradient of their own: pass a loss with one value per sample, without noise."
+                    "Losses that compare samples (contrastive, batch statistics) or add random noise have no "
+                    "per-sample gradient of their own: pass a loss with one value per sample, without noise."
                 )
         inside = inside.double().cpu()
         return _close(matrix.double().cpu()[chosen][:, chosen], inside @ inside.T, self.tolerance)

@@ -1,0 +1,95 @@
+"""What the two callbacks add to the time of a fit, in pairs of fits with and without them.
+
+python benchmarks/fit_overhead.py --samples 5000 --epochs 4 --pairs 5
+"""
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_stiffness import StiffnessEarlyStopping, StiffnessMonitor
+
+
+def perceptron() -> nn.Module:
+    layers = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def convolutions() -> nn.Module:
+    first = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(4096, 10))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "perceptron": (perceptron, (784,)),
+    "CNN": (convolutions, (3, 32, 32)),
+}
+
+
+class Classifier(L.LightningModule):
+    """Cross entropy and SGD."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Takes the network."""
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        """One loss."""
+        return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Plain SGD."""
+        return torch.optim.SGD(self.parameters(), 1e-2)
+
+
+def seconds(model: str, options: argparse.Namespace, callbacks: Sequence[L.Callback]) -> float:
+    """Processor time of one fit on random data."""
+    make, shape = MODELS[model]
+    L.seed_everything(0, verbose=False)
+    data = TensorDataset(torch.randn(options.samples, *shape), torch.randint(0, 10, (options.samples,)))
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(max_epochs=options.epochs, callbacks=list(callbacks), accelerator="cpu", **quiet)
+    module = Classifier(make())
+    start = time.process_time()
+    trainer.fit(module, DataLoader(data, 64, shuffle=True))
+    return time.process_time() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=5000, help="training samples (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=4, help="epochs of each fit (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=5, help="fits with and without, each (%(default)s)")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    for model in MODELS:
+        seconds(model, options, [])  # warm-up
+        plain, added = [], []
+        for _ in range(options.pairs):
+            plain.append(seconds(model, options, []))
+            measured = seconds(model, options, [StiffnessMonitor(), StiffnessEarlyStopping()])
+            added.append(100 * (measured / plain[-1] - 1))
+        share = torch.tensor(added)
+        error = share.std().item() / len(added) ** 0.5
+        without = sum(plain) / len(plain)
+        print(f"{model}: {without:.2f} s without, {share.mean().item():+.1f} % +- {error:.1f} % with the callbacks")
+
+
+if __name__ == "__main__":
+    main()
