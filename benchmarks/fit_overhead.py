@@ -1,4 +1,4 @@
-"""What the two callbacks add to the time of a fit, in pairs of fits with and without them.
+"""What the callbacks add to the processor time of a fit, in rounds of fits without them and with each.
 
 python benchmarks/fit_overhead.py --samples 5000 --epochs 4 --pairs 5
 """
@@ -69,26 +69,37 @@ def seconds(model: str, options: argparse.Namespace, callbacks: Sequence[L.Callb
     return time.process_time() - start
 
 
+CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
+    "a probe of 200, each epoch": lambda: [StiffnessMonitor()],
+    "the same and early stopping": lambda: [StiffnessMonitor(), StiffnessEarlyStopping()],
+    "every batch": lambda: [StiffnessMonitor(probe="batch", every_n_batches=1)],
+    "every 10th batch": lambda: [StiffnessMonitor(probe="batch", every_n_batches=10)],
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=5000, help="training samples (%(default)s)")
     parser.add_argument("--epochs", type=int, default=4, help="epochs of each fit (%(default)s)")
-    parser.add_argument("--pairs", type=int, default=5, help="fits with and without, each (%(default)s)")
+    parser.add_argument("--pairs", type=int, default=5, help="rounds of fits without and with each (%(default)s)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     for model in MODELS:
-        seconds(model, options, [])  # warm-up
-        plain, added = [], []
+        for make in CALLBACKS.values():
+            seconds(model, argparse.Namespace(samples=640, epochs=1), make())  # warm-up
+        plain: list[float] = []
+        added: dict[str, list[float]] = {name: [] for name in CALLBACKS}
         for _ in range(options.pairs):
             plain.append(seconds(model, options, []))
-            measured = seconds(model, options, [StiffnessMonitor(), StiffnessEarlyStopping()])
-            added.append(100 * (measured / plain[-1] - 1))
-        share = torch.tensor(added)
-        error = share.std().item() / len(added) ** 0.5
-        without = sum(plain) / len(plain)
-        print(f"{model}: {without:.2f} s without, {share.mean().item():+.1f} % +- {error:.1f} % with the callbacks")
+            for name, make in CALLBACKS.items():
+                added[name].append(100 * (seconds(model, options, make()) / plain[-1] - 1))
+        print(f"{model}: {sum(plain) / len(plain):.2f} s without")
+        for name, shares in added.items():
+            share = torch.tensor(shares)
+            error = share.std().item() / len(shares) ** 0.5
+            print(f"  {name}: {share.mean().item():+.1f} % +- {error:.1f} %")
 
 
 if __name__ == "__main__":

@@ -4,138 +4,90 @@ import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
-from gram_cell import Outcome
+from cells import REFERENCE_SAMPLES, Cell, Outcome
+from gram_results import TARGETS, Results, as_json, checks, class_sizes, is_wrong, number
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
-from models import MODELS
-from peers import METHODS
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from models import ALL_MODELS
+from peers import METHODS, WHOLE
 
-Clock = Literal["wall", "processor"]
 FREE_SHARE = 0.9  # of wall-clock time that is processor time on a machine with nothing else to do
-WRONG = 1e-3  # relative error from which an answer is called wrong
 NAMES_OF_CLOCKS = {"wall": "wall-clock time", "processor": "processor time"}
-COLOURS = ("#0072B2", "#56B4E9", "#D55E00", "#E69F00", "#999999", "#CC79A7", "#009E73", "#000000")
+INK, FAINT = "#333333", "#d9d9d9"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One cell of the benchmark and its outcome."""
+class Mark:
+    """How a method is drawn."""
 
-    model: str
-    method: str
-    samples: int
-    outcome: Outcome
-    load: float  # average number of running processes on the machine before the cell
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether there is a time."""
-        return self.outcome.status == "measured"
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether the answer is far from the reference; one that is not finite is."""
-        error = self.outcome.relative_error
-        return error is not None and not error < WRONG
+    colour: str
+    shape: str
 
 
-@dataclass(frozen=True)
-class Results:
-    """All rows of a run, the clock its tables go by, and what it ran on."""
-
-    rows: Sequence[Row]
-    clock: Clock
-    environment: dict[str, Any]
-    settings: dict[str, Any]
-    fixtures: dict[str, dict[str, float]]
-
-    @property
-    def sizes(self) -> list[int]:
-        """Numbers of samples, ascending."""
-        return sorted({row.samples for row in self.rows})
-
-    def named(self, registry: Iterable[str], attribute: str) -> list[str]:
-        """The registry's names that occur in the rows, in the order of the registry."""
-        present = {getattr(row, attribute) for row in self.rows}
-        return [name for name in registry if name in present]
-
-    def row(self, model: str, method: str, samples: int) -> Row | None:
-        """The row of a cell, None where it was not asked for."""
-        wanted = (model, method, samples)
-        return next((row for row in self.rows if (row.model, row.method, row.samples) == wanted), None)
-
-    def times(self, row: Row) -> tuple[float, ...]:
-        """Seconds of each repeat by the clock of the run."""
-        return row.outcome.seconds if self.clock == "wall" else row.outcome.processor_seconds
-
-    def ratio(self, row: Row) -> float:
-        """Median time over the floor's; nan where one of them is missing."""
-        floor = self.row(row.model, "floor", row.samples)
-        if floor is None or not floor.is_measured or not row.is_measured:
-            return math.nan
-        return statistics.median(self.times(row)) / statistics.median(self.times(floor))
+MARKS = {
+    "ours": Mark("#0072B2", "o"),
+    "within": Mark("#005480", "p"),
+    "class_cosine": Mark("#56B4E9", "D"),
+    "vmap": Mark("#D55E00", "s"),
+    "vmap50": Mark("#E69F00", "^"),
+    "loop": Mark("#777777", "v"),
+    "opacus": Mark("#CC79A7", "P"),
+    "backpack": Mark("#009E73", "X"),
+    "torchjd": Mark("#000000", "d"),
+}
 
 
 def write(results: Results, folder: Path) -> str:
-    """Write results.json, results.md and results.png to the folder; returns the Markdown."""
+    """Writes gram_speed.json, gram_speed.md and gram_speed.png to the folder; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
+    (folder / "gram_speed.json").write_text(json.dumps(as_json(results), indent=1, allow_nan=False) + "\n")
     text = markdown(results)
-    (folder / "results.md").write_text(text)
+    (folder / "gram_speed.md").write_text(text)
     figure = draw(results)
     FigureCanvasAgg(figure)
-    figure.savefig(folder / "results.png", dpi=150)
+    figure.savefig(folder / "gram_speed.png", dpi=130)
     return text
 
 
-def as_json(results: Results) -> dict[str, Any]:
-    """Every number of the run; what is not a finite number becomes None."""
-    cells = []
-    for row in results.rows:
-        numbers = asdict(row) | asdict(row.outcome) | {"ratio_to_floor": results.ratio(row)}
-        del numbers["outcome"]
-        cells.append({name: finite(value) for name, value in numbers.items()})
-    head = {"environment": results.environment, "settings": results.settings, "clock": results.clock}
-    return head | {"fixtures": results.fixtures, "cells": cells}
-
-
-def finite(value: Any) -> Any:
-    """None for nan and infinity, which JSON does not know."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def markdown(results: Results) -> str:
-    """The environment, a table of ratios for each number of samples, the table of all cells, and what failed."""
+    """The environment, the targets, a table of ratios for each n, bounds, class cosines, threads, and all cells."""
     parts = ["# Speed of the exact Gram matrix of per-sample gradients", environment_line(results)]
+    parts += target_section(results)
     for samples in results.sizes:
         parts += [f"## Time as a multiple of the floor, n = {samples}", ratio_table(results, samples)]
+    for samples in results.sizes:
+        parts += bound_section(results, samples)
+    parts += class_cosine_section(results) + thread_section(results)
     parts += ["## All cells", cell_table(results), *failures(results)]
     return "\n\n".join(parts) + "\n"
 
 
 def environment_line(results: Results) -> str:
-    """What the run was measured on, in two sentences."""
+    """What the run was measured on, and how to read its numbers."""
     facts, settings = results.environment, results.settings
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
+    peaks = "; ".join(f"{value:.0f} GFLOP/s with {count} thread(s)" for count, value in facts["peak_gflops"].items())
     return (
-        f"{facts['date']}, {facts['processor']}, {settings['threads']} thread(s), {versions}. "
-        f"Medians of {settings['repeats']} repeats (quick calls: more) after one warm-up, "
-        f"{NAMES_OF_CLOCKS[results.clock]}; floor = one forward and one backward of the same batch. "
-        "Errors and signs are those of the first 128 samples against a loop in double precision; a ratio in *italics* "
-        f"belongs to a wrong answer.{busy_note(results)}"
+        f"{facts['date']}, {facts['processor']} ({facts['cores']} cores), threads: {results.threads[0]} unless said, "
+        f"{versions}. {f'Large float32 products reach {peaks}. ' if peaks else ''}"
+        f"Medians of up to {settings['repeats']} repeats (quick calls: more) after the first call, the methods on one "
+        f"batch taking turns; {NAMES_OF_CLOCKS[results.clock]}. Floor: one forward and one backward of the same batch "
+        f"(n > {WHOLE}: in equal parts). Errors and signs are those of {REFERENCE_SAMPLES} samples spread over the "
+        "batch, against a loop in double precision. A ratio in *italics* belongs to a wrong answer; `> 9` is the least "
+        f"that a call which was left out would take, linear in n from a smaller batch.{busy_note(results)}"
     )
 
 
 def busy_note(results: Results) -> str:
     """A warning where other work slowed single-threaded measurements down; empty otherwise."""
-    measured = [row for row in results.rows if row.is_measured]
-    busy = [row for row in measured if sum(row.outcome.processor_seconds) < FREE_SHARE * sum(row.outcome.seconds)]
+    measured = [o for cell, o in results.outcomes.items() if o.is_measured and cell.threads == 1]
+    busy = [o for o in measured if sum(o.processor_seconds) < FREE_SHARE * sum(o.seconds)]
     if not busy:
         return ""
     return (
@@ -150,115 +102,259 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
+def target_section(results: Results) -> list[str]:
+    """Every target beside what was reached."""
+    found = checks(results)
+    if not found:
+        return []
+    met = sum(check.verdict == "met" for check in found)
+    missed = sum(check.verdict == "missed" for check in found)
+    lines = [
+        [c.what, c.target, c.reached, f"**{c.verdict}**" if c.verdict == "missed" else c.verdict, c.remark]
+        for c in found
+    ]
+    head = f"{met} of {len(found)} met, {missed} missed, {len(found) - met - missed} not measured."
+    return ["## Targets", head, table(["", "target", "reached", "", "beside it"], lines)]
+
+
 def ratio_table(results: Results, samples: int) -> str:
     """Methods down, models across."""
-    models = results.named(MODELS, "model")
+    models = results.named(ALL_MODELS, "model")
     lines = []
     for method in results.named(METHODS, "method"):
-        rows = [results.row(model, method, samples) for model in models]
-        lines.append([METHODS[method].title, *(ratio_text(results, row) for row in rows)])
-    return table(["", *(MODELS[model].title for model in models)], lines)
+        outcomes = [results.find(model, method, samples) for model in models]
+        lines.append([METHODS[method].title, *(ratio_text(results, outcome) for outcome in outcomes)])
+    return table(["", *(ALL_MODELS[model].title for model in models)], lines)
 
 
-def ratio_text(results: Results, row: Row | None) -> str:
+def ratio_text(results: Results, outcome: Outcome | None) -> str:
     """The ratio, or why there is none."""
-    if row is None:
+    if outcome is None:
         return "-"
-    if not row.is_measured:
-        return row.outcome.status
-    ratio = results.ratio(row)
-    text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
-    return f"*{text}*" if row.is_wrong else text
+    if not outcome.is_measured:
+        least = results.least_ratio(outcome)
+        return outcome.status if math.isnan(least) else f"> {number(least)}"
+    text = number(results.ratio(outcome))
+    return f"*{text}*" if is_wrong(outcome) else text
 
 
-def bar_text(results: Results, row: Row) -> str:
-    """What stands at a bar, or in the place of a missing one."""
-    text = ratio_text(results, row).strip("*")
-    return f" {text} wrong" if row.is_wrong else f" {text}"
+@dataclass(frozen=True)
+class Bound:
+    """What an exact K costs at least, as multiples of the floor: what comes before the products, and the products."""
+
+    before: float
+    products: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.before + self.products
+
+
+def bound_of(results: Results, model: str, samples: int) -> Bound | None:
+    """The bound of a group; None where it was not measured."""
+    outcome = results.find(model, "bound", samples)
+    peak = results.environment["peak_gflops"].get(str(results.threads[0]))
+    if outcome is None or outcome.product_flops is None or peak is None or math.isnan(results.ratio(outcome)):
+        return None
+    floor = results.seconds(outcome) / results.ratio(outcome)
+    return Bound(results.ratio(outcome), outcome.product_flops / (1e9 * peak) / floor)
+
+
+def bound_section(results: Results, samples: int) -> list[str]:
+    """How far each model is from what is possible with our products."""
+    lines = []
+    for model in results.named(ALL_MODELS, "model"):
+        bound, ours = bound_of(results, model, samples), results.ratio(results.find(model, "ours", samples))
+        if bound is not None:
+            values = (bound.before, bound.products, bound.total, ours, ours / bound.total)
+            lines.append([ALL_MODELS[model].title, *map(number, values)])
+    if not lines:
+        return []
+    head = ["x floor", "forward + input-backward", "products at peak", "bound", "reached", "reached / bound"]
+    text = (
+        "What an exact K would cost if its products ran at the measured peak: forward and backward to the first "
+        "layer's output (measured), plus the floating point operations that the engine's routes need."
+    )
+    return [f"## What is possible, n = {samples}", text, table(head, lines)]
+
+
+def class_cosine_section(results: Results) -> list[str]:
+    """Class cosine against n: time and memory."""
+    sizes = class_sizes(results)
+    lines = []
+    for model in results.named(ALL_MODELS, "model"):
+        outcomes = [results.find(model, "class_cosine", n) for n in sizes]
+        if any(outcomes):
+            lines.append([ALL_MODELS[model].title, *(class_cosine_text(results, outcome) for outcome in outcomes)])
+    if not lines:
+        return []
+    return ["## Class cosine: x floor and extra memory", table(["", *(f"n = {n}" for n in sizes)], lines)]
+
+
+def class_cosine_text(results: Results, outcome: Outcome | None) -> str:
+    """Ratio and memory."""
+    text = ratio_text(results, outcome)
+    if outcome is None or outcome.extra_megabytes is None:
+        return text
+    return f"{text}, {outcome.extra_megabytes:.0f} MB"
+
+
+def thread_section(results: Results) -> list[str]:
+    """Wall-clock time with each number of threads."""
+    first, *more = results.threads
+    lines = []
+    for cell in results.outcomes:
+        if not more or cell.threads != more[0]:
+            continue
+        outcomes = [results.find(cell.model, cell.method, cell.samples, count) for count in (first, *more)]
+        seconds = [statistics.median(o.seconds) if o and o.is_measured else math.nan for o in outcomes]
+        factors = [seconds[0] / value for value in seconds[1:]]
+        names = [ALL_MODELS[cell.model].title, str(cell.samples), METHODS[cell.method].title]
+        lines.append([*names, *(f"{value:.3g}" for value in seconds), *(number(factor, " x") for factor in factors)])
+    if not lines:
+        return []
+    head = [
+        "model",
+        "n",
+        "method",
+        *(f"s, {n} thread(s)" for n in (first, *more)),
+        *(f"{n} against {first}" for n in more),
+    ]
+    return ["## Threads", table(head, lines)]
 
 
 def cell_table(results: Results) -> str:
     """One line a cell."""
-    head = ["model", "n", "method", "seconds", "min-max", "x floor", "set-up s", "extra MB", "relative error", "signs"]
-    return table(head, [cell_line(results, row) for row in results.rows])
+    head = ["model", "n", "threads", "method", "seconds", "min-max", "processor s", "x floor", "fastest x floor"]
+    head += ["set-up s", "extra MB", "after the first call", "relative error", "largest error", "signs"]
+    return table(head, [cell_line(results, cell, outcome) for cell, outcome in results.outcomes.items()])
 
 
-def cell_line(results: Results, row: Row) -> list[str]:
+def cell_line(results: Results, cell: Cell, outcome: Outcome) -> list[str]:
     """The line of a cell; a failed one says so in the place of its time."""
-    names = [MODELS[row.model].title, str(row.samples), METHODS[row.method].title]
-    outcome = row.outcome
-    if not row.is_measured:
-        return [*names, outcome.status, "", "", "", "", "", ""]
-    times = results.times(row)
-    extra = "" if outcome.extra_megabytes is None else f"{outcome.extra_megabytes:.0f}"
+    names = [ALL_MODELS[cell.model].title, str(cell.samples), str(cell.threads), METHODS[cell.method].title]
+    if not outcome.is_measured:
+        return [*names, outcome.status, "", "", ratio_text(results, outcome).replace(outcome.status, ""), *[""] * 7]
+    times = results.times(outcome)
     return [
         *names,
         f"{statistics.median(times):.4g}",
         f"{min(times):.3g}-{max(times):.3g}",
-        ratio_text(results, row),
-        set_up(results, row),
-        extra,
+        f"{statistics.median(outcome.processor_seconds):.4g}",
+        ratio_text(results, outcome),
+        number(results.ratio(outcome, min)),
+        set_up(results, cell, outcome),
+        "" if outcome.extra_megabytes is None else f"{outcome.extra_megabytes:.0f}",
+        "" if outcome.later_megabytes is None or len(times) < 2 else f"{outcome.later_megabytes:.0f}",
         "" if outcome.relative_error is None else f"{outcome.relative_error:.0e}",
+        "" if outcome.largest_error is None else f"{outcome.largest_error:.0e}",
         "" if outcome.sign_agreement is None else f"{outcome.sign_agreement:.4f}",
     ]
 
 
-def set_up(results: Results, row: Row) -> str:
+def set_up(results: Results, cell: Cell, outcome: Outcome) -> str:
     """First call minus the median of the later ones, for our engine, which plans in its first call."""
-    outcome = row.outcome
     first = outcome.first_seconds if results.clock == "wall" else outcome.first_processor_seconds
-    if first is None or METHODS[row.method].package != "lightning_stiffness":
+    if first is None or METHODS[cell.method].kind != "own":
         return ""
-    return f"{first - statistics.median(results.times(row)):.3f}"
+    return f"{first - statistics.median(results.times(outcome)):.3f}"
 
 
 def failures(results: Results) -> list[str]:
     """The reasons of all cells without a time."""
-    failed = [row for row in results.rows if not row.is_measured]
-    if not failed:
-        return []
     lines = [
-        f"- {row.method}, {row.model}, n = {row.samples}: {row.outcome.status}: {row.outcome.reason}" for row in failed
+        f"- {METHODS[cell.method].title}, {ALL_MODELS[cell.model].title}, n = {cell.samples}: "
+        f"{outcome.status}: {outcome.reason}"
+        for cell, outcome in results.outcomes.items()
+        if not outcome.is_measured
     ]
-    return ["## Without a time", "\n".join(lines)]
+    return ["## Without a time", "\n".join(lines)] if lines else []
 
 
 def draw(results: Results) -> Figure:
-    """One panel for each number of samples: a group of bars a model, a bar a method, on a logarithmic scale."""
-    sizes = results.sizes
-    figure = Figure(figsize=(max(10.0, 2.6 * len(results.named(MODELS, "model"))), 3.4 * len(sizes) + 0.9))
-    panels = figure.subplots(len(sizes), 1, squeeze=False)[:, 0]
+    """One panel for each n: a band a model, a mark a method, time over the floor on a logarithmic scale."""
+    sizes, models = results.sizes or class_sizes(results), results.named(ALL_MODELS, "model")
+    methods = [method for method in results.named(METHODS, "method") if method in MARKS]
+    band = 0.135 * (len(methods) + 1)
+    figure = Figure(
+        figsize=(max(11.0, 3.2 + 4.4 * len(sizes)), 1.7 + max(1.2, band * len(models))), layout="constrained"
+    )
+    panels = figure.subplots(1, len(sizes), squeeze=False, sharey=True)[0]
     for axes, samples in zip(panels, sizes, strict=True):
-        draw_panel(axes, results, samples)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=4, loc="upper center", fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.75 / figure.get_figheight()))
+        draw_panel(axes, results, samples, methods)
+    panels[0].set_yticks(range(len(models)), [ALL_MODELS[model].title for model in models])
+    panels[0].set_ylim(len(models) - 0.5, -0.5)
+    marks = [
+        Line2D([], [], color=MARKS[name].colour, marker=MARKS[name].shape, linestyle="", label=METHODS[name].title)
+        for name in methods
+    ]
+    marks.append(Line2D([], [], color=INK, linewidth=1.2, label="floor: forward + backward"))
+    marks.append(Line2D([], [], color=INK, linewidth=1.4, linestyle=":", label="target for K (n = 500)"))
+    marks.append(
+        Line2D(
+            [], [], color="#999999", linewidth=5, alpha=0.5, label="bound: forward + input-backward + products at peak"
+        )
+    )
+    figure.legend(handles=marks, ncols=3, loc="outside upper center", fontsize=8, frameon=False)
     return figure
 
 
-def draw_panel(axes: Axes, results: Results, samples: int) -> None:
-    """Bars from the floor (1) up or down; a missing one is its reason in words."""
-    models = results.named(MODELS, "model")
-    methods = [method for method in results.named(METHODS, "method") if method != "floor"]
-    width = 0.84 / max(1, len(methods))
-    for place, method in enumerate(methods):
-        colour = COLOURS[place % len(COLOURS)]
-        rows = [results.row(model, method, samples) for model in models]
-        positions = [group + (place - (len(methods) - 1) / 2) * width for group in range(len(models))]
-        ratios = [math.nan if row is None else results.ratio(row) for row in rows]
-        heights = [ratio - 1 for ratio in ratios]
-        axes.bar(positions, heights, width * 0.92, bottom=1.0, color=colour, label=METHODS[method].title)
-        for position, ratio, row in zip(positions, ratios, rows, strict=True):
-            missing = row is not None and not math.isfinite(ratio)
-            anchor = 1.0 if missing else max(ratio, 1.0)
-            if row is not None:
-                text = bar_text(results, row)
-                axes.text(position, anchor, text, rotation=90, ha="center", va="bottom", fontsize=7, color="#333333")
-    axes.axhline(1.0, color="black", linewidth=0.8)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_ylim(top=axes.get_ylim()[1] * 3)
-    axes.set_xticks(range(len(models)), [MODELS[model].title for model in models])
-    axes.set_ylabel("time / floor (log)")
-    axes.set_title(f"n = {samples}", fontsize=10, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+def draw_panel(axes: Axes, results: Results, samples: int, methods: Sequence[str]) -> None:
+    """All models with one n; a method without a time is its reason in words."""
+    for place, model in enumerate(results.named(ALL_MODELS, "model")):
+        bound = bound_of(results, model, samples)
+        if bound is not None:
+            axes.fill_betweenx([place - 0.42, place + 0.42], 0.01, bound.total, color="#999999", alpha=0.2, linewidth=0)
+        if samples == 500 and model in TARGETS:
+            target = TARGETS[model].floors
+            axes.plot([target] * 2, [place - 0.42, place + 0.42], color=INK, linestyle=":", linewidth=1.4)
+        for index, method in enumerate(methods):
+            height = place + 0.84 * ((index + 0.5) / len(methods) - 0.5)
+            draw_mark(axes, results, results.find(model, method, samples), (method, height))
+    axes.axvline(1.0, color=INK, linewidth=1.2, zorder=1)
+    axes.set_xscale("log")
+    axes.set_xlim(*limits(results))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("time / floor (logarithmic)")
+    axes.set_title(f"n = {samples}", fontsize=10)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_mark(axes: Axes, results: Results, outcome: Outcome | None, at: tuple[str, float]) -> None:
+    """A mark with its number; of a call that was left out an empty one at the least that it would take."""
+    method, height = at
+    if outcome is None:
+        return
+    mark, ratio = MARKS[method], results.ratio(outcome)
+    least = results.least_ratio(outcome)
+    text = bar_text(results, outcome)
+    if math.isnan(ratio) and math.isnan(least):
+        axes.text(1.06, height, f"{METHODS[method].title}: {text}", fontsize=5.5, va="center", color="#777777")
+        return
+    value = least if math.isnan(ratio) else ratio
+    face = "white" if math.isnan(ratio) else mark.colour
+    axes.plot([1.0, value], [height, height], color=mark.colour, linewidth=0.7, alpha=0.5)
+    axes.plot(value, height, mark.shape, color=mark.colour, markerfacecolor=face, markersize=5)
+    axes.annotate(text, (value, height), (5, 0), textcoords="offset points", fontsize=6.5, va="center", color=INK)
+
+
+def bar_text(results: Results, outcome: Outcome) -> str:
+    """What stands at a mark, or in the place of a missing one."""
+    text = ratio_text(results, outcome).strip("*")
+    return f"{text} wrong" if is_wrong(outcome) else text
+
+
+def limits(results: Results) -> tuple[float, float]:
+    """The range of all ratios, with room for numbers."""
+    ratios = [
+        value
+        for outcome in results.outcomes.values()
+        for value in (results.ratio(outcome), results.least_ratio(outcome))
+        if math.isfinite(value)
+    ]
+    return 0.8 * min(0.6, *ratios, 1.0), 2.2 * max(4.0, *ratios, 1.0)

@@ -1,57 +1,47 @@
-"""The models and data of the benchmarks: one value a model in `MODELS`.
+"""The models of the benchmarks: one value a model in `MODELS`, larger ones in `WIDER` and `LARGE`.
 
 A fixture is what every method of a model is measured on: the module, trained for a few steps so that its gradients are
-not degenerate, and a probe of samples it has not seen. Without `--data` the samples are drawn from a seeded generator,
-in the shapes of MNIST, CIFAR-10 and 64-token texts; each class has its own pattern under noise, to be learned.
+not degenerate, and a probe of samples it has not seen.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from samples import NUM_CLASSES, POSITIONS, Samples, draw_images, draw_tokens, image_shape, read_images
 from torch import Tensor, nn
 
-NUM_CLASSES = 10
 TRAINING_BATCH = 64
 VOCABULARY = 1000
-POSITIONS = 64
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Inputs and their classes, first dimension n."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __getitem__(self, part: slice) -> "Samples":
-        return Samples(self.inputs[part], self.targets[part])
-
-    def __len__(self) -> int:
-        return len(self.targets)
+LARGE_VOCABULARY = 8000
 
 
 @dataclass(frozen=True)
 class BenchmarkModel:
-    """A model of the benchmark; `draw(count, generator)` makes its synthetic samples."""
+    """A model of the benchmark; `draw(count, generator)` makes its synthetic samples.
+
+    `peer_factor` says how much costlier than usual, as multiples of the floor, explicit gradients are: planning only.
+    """
 
     title: str
     description: str
     build: Callable[[], nn.Module]
     draw: Callable[[int, torch.Generator], Samples]
     image_shape: tuple[int, ...] = ()  # channels, height, width; () when the inputs are not images
+    peer_factor: float = 1.0
 
 
 @dataclass(frozen=True)
 class Fixture:
-    """A trained module in evaluation mode and the samples it is measured on."""
+    """A trained module in evaluation mode, the samples it is measured on, and what a training step took a sample."""
 
     module: nn.Module
     probe: Samples
+    seconds_per_sample: float
 
 
 def sample_losses(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -60,18 +50,20 @@ def sample_losses(module: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(module(inputs), targets, reduction="none")
 
 
-def mlp() -> nn.Module:
+def mlp(width: int = 512) -> nn.Module:
     """784-512-512-10, the usual fully connected MNIST classifier."""
-    hidden = [nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU()]
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(512, NUM_CLASSES))
+    hidden = [nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, NUM_CLASSES))
 
 
-def cnn() -> nn.Module:
+def cnn(factor: int = 1) -> nn.Module:
     """Three 3x3 convolutions of 32, 64, 64 channels, each followed by pooling, and two linear layers."""
+    narrow, wide, hidden = 32 * factor, 64 * factor, 128 * factor
     layers: list[nn.Module] = []
-    for channels_in, channels_out in ((3, 32), (32, 64), (64, 64)):
+    for channels_in, channels_out in ((3, narrow), (narrow, wide), (wide, wide)):
         layers += [nn.Conv2d(channels_in, channels_out, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 4 * 4, 128), nn.ReLU(), nn.Linear(128, NUM_CLASSES))
+    head = [nn.Linear(wide * 4 * 4, hidden), nn.ReLU(), nn.Linear(hidden, NUM_CLASSES)]
+    return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
 class ResidualBlock(nn.Module):
@@ -95,16 +87,27 @@ class ResidualBlock(nn.Module):
         return activated
 
 
+def residual_network(norm: Callable[[int], nn.Module], widths: tuple[int, ...], blocks_each: int) -> nn.Module:
+    """A residual network for 32x32 images: stages of the given widths, each after the first at half the resolution."""
+    blocks: list[nn.Module] = []
+    channels = widths[0]
+    for stage, width in enumerate(widths):
+        for position in range(blocks_each):
+            blocks.append(ResidualBlock(channels, width, 2 if stage and not position else 1, norm))
+            channels = width
+    stem = [nn.Conv2d(3, widths[0], 3, 1, 1, bias=False), norm(widths[0]), nn.ReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, NUM_CLASSES)]
+    return nn.Sequential(*stem, *blocks, *head)
+
+
 def resnet20(norm: Callable[[int], nn.Module]) -> nn.Module:
     """ResNet-20 for 32x32 images with the given normalisation."""
-    blocks: list[nn.Module] = []
-    channels = 16
-    for width, stride in ((16, 1), (32, 2), (64, 2)):
-        for position in range(3):
-            blocks.append(ResidualBlock(channels, width, stride if position == 0 else 1, norm))
-            channels = width
-    stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), norm(16), nn.ReLU()]
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, NUM_CLASSES))
+    return residual_network(norm, (16, 32, 64), 3)
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 as it is used for 32x32 images, with batch norm."""
+    return residual_network(nn.BatchNorm2d, (64, 128, 256, 512), 2)
 
 
 class LearnedPositions(nn.Module):
@@ -127,70 +130,132 @@ class MeanOverPositions(nn.Module):
         return hidden.mean(1)
 
 
-def transformer(width: int = 128, layers: int = 4, heads: int = 4) -> nn.Module:
-    """Pre-norm encoder over 64 tokens, mean pooling, linear classifier; dropout 0, as TorchJD needs."""
+def encoder(width: int, layers: int, heads: int) -> nn.Module:
+    """Pre-norm encoder with a final norm; dropout 0, as TorchJD needs."""
     layer = nn.TransformerEncoderLayer(width, heads, 4 * width, dropout=0.0, batch_first=True, norm_first=True)
-    encoder = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+    return nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+
+
+def transformer(width: int = 128, layers: int = 4, heads: int = 4) -> nn.Module:
+    """Encoder over 64 tokens, mean pooling, linear classifier."""
     embedding = [nn.Embedding(VOCABULARY, width), LearnedPositions(POSITIONS, width)]
-    return nn.Sequential(*embedding, encoder, MeanOverPositions(), nn.Linear(width, NUM_CLASSES))
+    return nn.Sequential(*embedding, encoder(width, layers, heads), MeanOverPositions(), nn.Linear(width, NUM_CLASSES))
 
 
-def balanced_targets(count: int) -> Tensor:
-    """0, 1, ..., 9, 0, 1, ...: every class has its share in every beginning of the samples."""
-    return torch.arange(count) % NUM_CLASSES
+class Patches(nn.Module):
+    """Non-overlapping patches of an image as a sequence of vectors, by a convolution."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(3, width, size, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Vectors [n, positions, width]."""
+        projected: Tensor = self.projection(images)
+        return projected.flatten(2).transpose(1, 2)
 
 
-def draw_images(shape: tuple[int, int, int], signal: float, count: int, generator: torch.Generator) -> Samples:
-    """Images of the given shape: a smooth pattern per class, times `signal`, in noise of unit variance."""
-    channels, height, width = shape
-    coarse = torch.randn(NUM_CLASSES, channels, height // 4, width // 4, generator=generator)
-    patterns = F.interpolate(coarse, size=(height, width), mode="bilinear")
-    targets = balanced_targets(count)
-    noise = torch.randn(count, channels, height, width, generator=generator)
-    return Samples(signal * patterns[targets] + noise, targets)
+class ClassToken(nn.Module):
+    """Puts a learned vector before the sequence."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The sequence, one position longer."""
+        return torch.cat([self.token.expand(hidden.shape[0], -1, -1), hidden], 1)
 
 
-def draw_tokens(count: int, generator: torch.Generator) -> Samples:
-    """Texts of 64 tokens, frequent ones more often; one token in seven comes from the words of the class."""
-    targets = balanced_targets(count)
-    tokens = (torch.rand(count, POSITIONS, generator=generator).square() * VOCABULARY).long()
-    own = tokens % (VOCABULARY // 20) + targets[:, None] * (VOCABULARY // NUM_CLASSES)
-    is_own = torch.rand(count, POSITIONS, generator=generator) < 1 / 7
-    return Samples(torch.where(is_own, own, tokens), targets)
+class OnePosition(nn.Module):
+    """One position of a sequence: the first for a class token, the last for a causal decoder."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__()
+        self.position = position
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Its vector [n, width]."""
+        return hidden[:, self.position]
 
 
-def read_images(path: Path, count: int, generator: torch.Generator) -> Samples:
-    """`count` images of an .npz with x_train and y_train (as Keras ships mnist.npz), in random order, about centred."""
-    with np.load(path) as archive:
-        images, targets = archive["x_train"], archive["y_train"].reshape(-1)
-    if count > len(targets):
-        raise SystemExit(f"{path} has {len(targets)} images; this run needs {count}. Ask for fewer --samples.")
-    chosen = torch.randperm(len(targets), generator=generator)[:count].numpy()
-    pixels = torch.from_numpy(images[chosen]).float() / 255
-    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
-    return Samples((pixels - pixels.mean()).contiguous(), torch.from_numpy(targets[chosen]).long())
+def vision_transformer(width: int = 192, layers: int = 6, heads: int = 3) -> nn.Module:
+    """The widths of ViT-tiny with half its layers, on 4x4 patches of a 32x32 image."""
+    embedding = [Patches(width, 4), ClassToken(width), LearnedPositions(65, width)]
+    return nn.Sequential(*embedding, encoder(width, layers, heads), OnePosition(0), nn.Linear(width, NUM_CLASSES))
 
 
-def image_shape(path: Path) -> tuple[int, ...]:
-    """Channels, height and width of the images of an .npz."""
-    with np.load(path) as archive:
-        shape = archive["x_train"].shape[1:]
-    return (1, *shape) if len(shape) == 2 else (shape[2], *shape[:2])
+class CausalBlock(nn.Module):
+    """A pre-norm block of GPT-2: causal attention from one fused projection, then a wider perceptron."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.mixing, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [n, positions, width]."""
+        n, positions, width = hidden.shape
+        mixed = self.mixing(self.norms[0](hidden)).view(n, positions, 3, self.heads, width // self.heads)
+        query, key, value = mixed.permute(2, 0, 3, 1, 4).unbind()
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + self.out(attended.transpose(1, 2).reshape(n, positions, width))
+        return hidden + self.perceptron(self.norms[1](hidden))
 
 
-def train(module: nn.Module, samples: Samples) -> None:
-    """One pass of Adam over the samples in batches of 64, at a learning rate of 1e-3."""
+class FirstLogits(nn.Module):
+    """The logits of the first ten words of a vocabulary: the labels of a tied language model."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits [n, 10]."""
+        return logits[:, :NUM_CLASSES]
+
+
+def causal_decoder(tied: bool = False, width: int = 128, layers: int = 4) -> nn.Module:
+    """Like GPT-2, small: learned positions, causal attention, the last token is classified.
+
+    Args:
+        tied: Whether the classifier is the language-model head on the embedding's own weights, of whose 8,000 logits
+            the first ten count; else a linear layer.
+        width: Width of the hidden states.
+        layers: Number of blocks.
+    """
+    words = nn.Embedding(LARGE_VOCABULARY, width)
+    nn.init.normal_(words.weight, std=0.1)
+    blocks = [CausalBlock(width, 4) for _ in range(layers)]
+    head = [nn.Linear(width, NUM_CLASSES)]
+    if tied:
+        logits = nn.Linear(width, LARGE_VOCABULARY, bias=False)
+        logits.weight = words.weight
+        head = [logits, FirstLogits()]
+    return nn.Sequential(
+        words, LearnedPositions(POSITIONS, width), *blocks, nn.LayerNorm(width), OnePosition(-1), *head
+    )
+
+
+def train(module: nn.Module, samples: Samples) -> float:
+    """One pass of Adam over the samples in batches of 64, at a learning rate of 1e-3.
+
+    Returns:
+        Seconds a sample of the fastest step.
+    """
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-    for start in range(0, len(samples), TRAINING_BATCH):
-        batch = samples[start : start + TRAINING_BATCH]
+    seconds = []
+    for first in range(0, len(samples), TRAINING_BATCH):
+        batch = samples[first : first + TRAINING_BATCH]
+        start = time.perf_counter()
         optimizer.zero_grad()
         sample_losses(module, (batch.inputs, batch.targets)).mean().backward()
         optimizer.step()
+        seconds.append((time.perf_counter() - start) / len(batch))
+    return min(seconds, default=0.0)
 
 
 def build_fixture(name: str, probe_size: int, training_steps: int, seed: int, archives: Iterable[Path]) -> Fixture:
     """Train the model `name` and draw its probe, from the archive of the model's image shape if there is one."""
-    model = MODELS[name]
+    model = ALL_MODELS[name]
     count = probe_size + training_steps * TRAINING_BATCH
     generator = torch.Generator().manual_seed(seed)
     archive = next((path for path in archives if image_shape(path) == model.image_shape), None)
@@ -198,41 +263,71 @@ def build_fixture(name: str, probe_size: int, training_steps: int, seed: int, ar
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = model.build()
-    train(module, samples[probe_size:])
+    seconds = train(module, samples[probe_size:])
     module.zero_grad()
-    return Fixture(module.eval(), samples[:probe_size])
+    return Fixture(module.eval(), samples[:probe_size], seconds)
 
-
-MNIST_SHAPE = (1, 28, 28)
-CIFAR_SHAPE = (3, 32, 32)
 
 # The signals leave each model unsure after its few steps: the gradient of a fitted sample is rounding noise in float32.
+def digits(title: str, description: str, build: Callable[[], nn.Module]) -> BenchmarkModel:
+    """A model of images like MNIST's."""
+    shape = (1, 28, 28)
+    return BenchmarkModel(title, description, build, partial(draw_images, shape, 0.08), shape, peer_factor=40.0)
+
+
+def photographs(title: str, description: str, build: Callable[[], nn.Module], signal: float = 0.3) -> BenchmarkModel:
+    """A model of images like CIFAR-10's."""
+    shape = (3, 32, 32)
+    return BenchmarkModel(title, description, build, partial(draw_images, shape, signal), shape)
+
+
+def texts(title: str, description: str, build: Callable[[], nn.Module], vocabulary: int) -> BenchmarkModel:
+    """A model of 64 tokens."""
+    return BenchmarkModel(title, description, build, partial(draw_tokens, vocabulary))
+
+
 MODELS = {
-    "mlp": BenchmarkModel(
-        "MLP", "784-512-512-10, 670k parameters", mlp, partial(draw_images, MNIST_SHAPE, 0.08), MNIST_SHAPE
-    ),
-    "cnn": BenchmarkModel(
-        "CNN",
-        "three convolutions of 32, 64, 64 channels, 189k parameters",
-        cnn,
-        partial(draw_images, CIFAR_SHAPE, 0.12),
-        CIFAR_SHAPE,
-    ),
-    "resnet20_bn": BenchmarkModel(
+    "mlp": digits("MLP", "784-512-512-10, 670k parameters", mlp),
+    "cnn": photographs("CNN", "three convolutions of 32, 64, 64 channels, 189k parameters", cnn, signal=0.12),
+    "resnet20_bn": photographs(
         "ResNet-20 BN",
         "ResNet-20 with batch norm in evaluation mode, 272k parameters",
         partial(resnet20, nn.BatchNorm2d),
-        partial(draw_images, CIFAR_SHAPE, 0.3),
-        CIFAR_SHAPE,
     ),
-    "resnet20_gn": BenchmarkModel(
-        "ResNet-20 GN",
-        "ResNet-20 with group norm, 272k parameters",
-        partial(resnet20, partial(nn.GroupNorm, 8)),
-        partial(draw_images, CIFAR_SHAPE, 0.3),
-        CIFAR_SHAPE,
+    "resnet20_gn": photographs(
+        "ResNet-20 GN", "ResNet-20 with group norm, 272k parameters", partial(resnet20, partial(nn.GroupNorm, 8))
     ),
-    "transformer": BenchmarkModel(
-        "Transformer", "encoder, width 128, 4 layers, 64 tokens, 931k parameters", transformer, draw_tokens
+    "transformer": texts(
+        "Transformer", "encoder, width 128, 4 layers, 64 tokens, 931k parameters", transformer, VOCABULARY
+    ),
+    "vit": photographs(
+        "ViT", "ViT-tiny's width 192 and 3 heads, 6 layers, 4x4 patches, 2.7M parameters", vision_transformer
+    ),
+    "gpt": texts(
+        "GPT",
+        "causal decoder, width 128, 4 layers, 64 of 8,000 tokens, 1.8M parameters",
+        causal_decoder,
+        LARGE_VOCABULARY,
     ),
 }
+
+TIED = texts(
+    "GPT, tied", "the same with the embedding as its classifier", partial(causal_decoder, tied=True), LARGE_VOCABULARY
+)
+
+WIDER = {
+    **{f"mlp_x{k}": digits(f"MLP x{k}", f"{k} times as wide", partial(mlp, 512 * k)) for k in (2, 4, 8)},
+    **{f"cnn_x{k}": photographs(f"CNN x{k}", f"{k} times as wide", partial(cnn, k), signal=0.12) for k in (2, 4, 8)},
+}
+
+LARGE = {
+    "resnet18": photographs("ResNet-18", "for 32x32 images, batch norm in evaluation mode, 11.2M parameters", resnet18),
+    "transformer_wide": texts(
+        "Transformer x4",
+        "encoder, width 512, 6 layers, 64 tokens, 19.5M parameters",
+        partial(transformer, 512, 6, 8),
+        VOCABULARY,
+    ),
+}
+
+ALL_MODELS = {**MODELS, "gpt_tied": TIED, **WIDER, **LARGE}

@@ -1,5 +1,6 @@
 """What was measured in a run: the only state that is checkpointed, and what everything downstream reads."""
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,16 +25,18 @@ class ProbeSummary:
     """What a reader of a history has to know about its probe.
 
     Attributes:
-        mode: which pairs were compared: two training samples, two validation samples, or one of each ("cross").
+        mode: which pairs were compared: two training samples, two validation samples, or one of each ("cross"); two
+            samples of a training batch, other ones for each reading ("batch").
         num_classes: number of classes c.
         strata: the class of each jackknife replicate; in cross mode those of the columns are offset by ``num_classes``.
+            Empty where each reading has other samples: then there are no replicates.
         label_entropy: entropy of the probe's labels in nats, the lowest cross-entropy that a prediction without regard
             to the input can reach; nan when it is not known.
         class_names: one name for each class, or None.
         superclasses: the super-class of each class, or None.
     """
 
-    mode: Literal["train", "val", "cross"]
+    mode: Literal["train", "val", "cross", "batch"]
     num_classes: int
     strata: tuple[int, ...]
     label_entropy: float
@@ -41,8 +44,8 @@ class ProbeSummary:
     superclasses: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in ("train", "val", "cross"):
-            raise StiffnessError(f"mode must be 'train', 'val' or 'cross', but is {self.mode!r}.")
+        if self.mode not in ("train", "val", "cross", "batch"):
+            raise StiffnessError(f"mode must be 'train', 'val', 'cross' or 'batch', but is {self.mode!r}.")
         for name in ("class_names", "superclasses"):
             entries = getattr(self, name)
             if entries is not None and len(entries) != self.num_classes:
@@ -183,7 +186,9 @@ class History(Sequence[Reading]):
         """Return by how much the within-class cosine stiffness changed from reading ``start`` to reading ``stop``.
 
         Both are measured on the same samples, so the standard error is that of the paired difference (see
-        `jackknife_error`): about half of what two independent probes would give.
+        `jackknife_error`): about half of what two independent probes would give. Readings of batches share no samples
+        that are known: theirs is the error of the difference of two independent values, which is too large rather than
+        too small where some samples came twice.
 
         Example:
             >>> before = Stiffness(torch.eye(2), 0.9, 0.1, 0.0, 0.1, torch.tensor([0.8, 1.0, 0.9, 0.9]), torch.zeros(4))
@@ -194,6 +199,8 @@ class History(Sequence[Reading]):
             '-0.20 +- 0.10'
         """
         first, last = self[start].cosine, self[stop].cosine
+        if not self.probe.strata:
+            return Change(last.within - first.within, math.hypot(first.within_se, last.within_se))
         change = last.within_replicates.double() - first.within_replicates.double()
         error = jackknife_error(change, torch.tensor(self.probe.strata, device=change.device))
         return Change(last.within - first.within, error.item())

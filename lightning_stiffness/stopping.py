@@ -152,6 +152,11 @@ class StiffnessDrop:
                 f"nothing learned yet: probe loss {reading.loss:.2f} (up to {reading.loss + error:.2f} with its error) "
                 f"is not below {ceiling:.2f}, {_percent(1 - CLEARLY_BELOW)} of chance level or of the first reading"
             )
+        if self.spread and not history.probe.strata:
+            return (
+                "whether most is learned cannot be seen: readings of batches do not tell how the losses of single "
+                "samples spread; measure on a probe, or set spread=0 to go without"
+            )
         spread = reading.loss_se * _samples(history) ** 0.5 / abs(reading.loss) if reading.loss else math.inf
         if spread < self.spread:
             return (

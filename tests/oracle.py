@@ -16,7 +16,7 @@ def loop_gradients(module, loss, batch):
         value = loss(module, take(batch, [sample]))[0]
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
         pairs = zip(gradients, parameters, strict=True)
-        rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]))
+        rows.append(torch.cat([(torch.zeros_like(p) if g is None else g.to_dense()).flatten() for g, p in pairs]))
     return torch.stack(rows)
 
 

@@ -15,13 +15,16 @@ TESTED_ELSEWHERE = {
     "errors": "raised and matched throughout",
     "gram/check": "gram/test_check",
     "callbacks/reader": "callbacks/test_monitor",
+    "callbacks/arguments": "callbacks/test_monitor",
     "callbacks/run_folder": "callbacks/test_monitor",
     "callbacks/namespace": "callbacks/test_namespaces",
     **{
         f"gram/{name}": "gram/test_engine: every specimen of the zoo, by every route"
         for name in (
-            *("graph", "rules", "factors", "convolution", "embedding", "products", "joining", "collect", "positions"),
+            *("graph", "factors", "convolution", "embedding", "products", "joining", "collect", "positions"),
             *("plan", "measurement", "class_sums", "fallback", "results", "losses", "scale"),
+            *("batched", "operands", "owned", "recurrent"),
+            *(f"rules/{kind}" for kind in ("registry", "convolutions", "linear_maps", "norms", "pointwise", "tables")),
         )
     },
 }

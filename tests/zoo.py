@@ -1,60 +1,26 @@
 """Small models named by their quirk, each with a batch: what the engine must be exact on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-N, CLASSES = 12, 4
-MODELS: dict[str, Callable[[], "Specimen"]] = {}
+from tests import zoo_attention, zoo_layers, zoo_limits, zoo_operands, zoo_products, zoo_tables  # noqa: F401
+from tests.specimens import (
+    CLASSES,
+    MODELS,
+    Applied,
+    N,
+    Specimen,
+    build,
+    head,
+    parameter,
+    specimen,
+    tokens,
+    vectors,
+)
 
-
-@dataclass
-class Specimen:
-    """A model, its inputs, and the parameters which are expected on the fallback route."""
-
-    model: nn.Module
-    inputs: object
-    fallback: tuple[str, ...] = ()
-
-    @property
-    def batch(self):
-        return self.inputs, torch.arange(N) % CLASSES
-
-
-def specimen(function):
-    MODELS[function.__name__] = function
-    return function
-
-
-def vectors(*shape: int) -> Tensor:
-    return torch.randn(N, *(shape or (8,)), generator=torch.Generator().manual_seed(1))
-
-
-def tokens(length: int = 6, vocabulary: int = 11) -> Tensor:
-    return torch.randint(0, vocabulary, (N, length), generator=torch.Generator().manual_seed(1))
-
-
-class Applied(nn.Module):
-    """A module whose forward is a function of itself and the input."""
-
-    def __init__(self, forward: Callable[["Applied", object], Tensor], **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self._function = forward
-
-    def forward(self, x):
-        return self._function(self, x)
-
-
-def parameter(*shape: int, scale: float = 0.3) -> nn.Parameter:
-    return nn.Parameter(torch.randn(*shape) * scale)
-
-
-def head(width: int = 8) -> nn.Linear:
-    return nn.Linear(width, CLASSES)
+__all__ = ["CLASSES", "MODELS", "N", "Specimen", "build"]
 
 
 @specimen
@@ -403,14 +369,6 @@ def unused_parameter():
     return Specimen(Applied(lambda m, x: m.out(x), out=head(), unused=nn.Linear(3, 3)), vectors())
 
 
-@specimen
-def parametrized_weight_norm():
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Tanh(), head())
-    names = ("0.parametrizations.weight.original0", "0.parametrizations.weight.original1")
-    return Specimen(model, vectors(), fallback=names)
-
-
-@specimen
 def branch_on_a_value():
     def forward(m, x):
         if x.sum().item() > 1e9:
@@ -420,12 +378,6 @@ def branch_on_a_value():
     return Specimen(Applied(forward, weight=parameter(8, 8, 2), out=head()), vectors(), fallback=("weight",))
 
 
-@specimen
-def learnable_slope():
-    return Specimen(nn.Sequential(nn.Linear(8, 8), nn.PReLU(), head()), vectors(), fallback=("1.weight",))
-
-
-@specimen
 def routing_by_value():
     def forward(m, x):
         first = x[:, 0] > 0
@@ -434,10 +386,3 @@ def routing_by_value():
 
     names = ("a.weight", "a.bias", "b.weight", "b.bias")
     return Specimen(Applied(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8), out=head()), vectors(), fallback=names)
-
-
-def build(name: str) -> Specimen:
-    """The specimen with weights drawn from a fixed seed, without moving the global random state."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MODELS[name]()

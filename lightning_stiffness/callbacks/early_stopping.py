@@ -123,6 +123,7 @@ class StiffnessEarlyStopping(EarlyStopping):
         require_same_namespace(trainer)
         super().setup(trainer, pl_module, stage)
         self._watched = watched = self.source or self._listed(trainer) or self._brought()
+        _require_spread(watched, self.criterion)
         self._is_driven = not any(callback is watched for callback in trainer.callbacks)
         if self._is_driven:
             watched.setup(trainer, pl_module, stage)
@@ -145,6 +146,26 @@ class StiffnessEarlyStopping(EarlyStopping):
         watched.on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if watched.is_due_at_step(trainer) and len(watched.history or ()) > self._judged:
             self._decide(trainer)
+
+    @override
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        if self._is_driven:
+            self._monitor().on_before_backward(trainer, pl_module, loss)
+
+    @override
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if self._is_driven:
+            self._monitor().on_after_backward(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._is_driven:
+            self._monitor().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    @override
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if self._is_driven:
+            self._monitor().on_exception(trainer, pl_module, exception)
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -246,6 +267,16 @@ def _may_stop(trainer: Any) -> bool:
     """Whether `min_epochs` and `min_steps` are over; stopping earlier would only latch the verdict until then."""
     epochs = trainer.fit_loop.epoch_progress.current.processed
     return bool(epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0))
+
+
+def _require_spread(watched: StiffnessMonitor, criterion: Criterion) -> None:
+    if watched.reads_batches and isinstance(criterion, StiffnessDrop) and criterion.spread > 0:
+        raise StiffnessError(
+            "The rule for stopping needs to know how the losses of single samples spread, which readings of training "
+            'batches (probe="batch") do not tell. Give the stopper a monitor of its own with a probe, '
+            'StiffnessEarlyStopping(source=StiffnessMonitor(name="stiffness_probe")), or pass '
+            "criterion=StiffnessDrop(spread=0), which goes without that guard and judges by unpaired errors."
+        )
 
 
 def _require_supported(

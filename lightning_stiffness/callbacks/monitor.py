@@ -9,7 +9,10 @@ from typing_extensions import override
 
 from lightning_stiffness import loggers
 from lightning_stiffness.callbacks.agreement import agreed, attempted
-from lightning_stiffness.callbacks.namespace import Callback, rank_zero_warn, require_same_namespace
+from lightning_stiffness.callbacks.arguments import require_samples, require_schedule
+from lightning_stiffness.callbacks.batch_pool import BatchPool
+from lightning_stiffness.callbacks.batch_reading import BatchReader, BatchRequest, loss_factor
+from lightning_stiffness.callbacks.namespace import Callback, rank_zero_info, rank_zero_warn, require_same_namespace
 from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
 from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs, logged_step
 from lightning_stiffness.callbacks.reader import Mode, StiffnessReader
@@ -17,7 +20,7 @@ from lightning_stiffness.callbacks.run_folder import run_folder
 from lightning_stiffness.callbacks.training_step import resolve_loss
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram import GramEngine
-from lightning_stiffness.history import History, Reading
+from lightning_stiffness.history import History, ProbeSummary, Reading
 
 
 class StiffnessMonitor(Callback):
@@ -42,16 +45,35 @@ class StiffnessMonitor(Callback):
     Under DDP the first process draws the probe and every process measures all of it, since the module may communicate;
     the reading of the first process counts for all.
 
+    With `probe="batch"` there is no probe: stiffness is read from the training steps, while their own backward pass
+    runs. Nothing goes forward or backward a second time. A reading is of the batches since the last one, on average
+    half an interval old, and only pairs within a batch count. Under DDP the batches of all processes are pooled.
+
+    - Use it where a probe is too dear: large models, readings every few steps. What is measured is the step as it was,
+      with augmentation, dropout (each sample under its own mask) and the precision of training.
+    - Do not use it to compare readings closely: each is of other samples, so it is noisier, without paired errors.
+      Small batches of many classes have few pairs within one. Gradients of fitted samples (losses below 1e-5) are
+      rounding noise in single precision, which a probe avoids.
+    - With BatchNorm in training mode it is an approximation: samples have no gradients of their own there. Each counts
+      with what flows through its activations, the statistics of the batch being constants; these parts add up to the
+      gradient of the batch, which is checked.
+    - It is refused where it would be wrong or partial: manual optimisation, torch.compile, activation checkpointing,
+      sharded parameters, layers without a rule, penalties on weights inside the training step (with a `stiffness_step`
+      or `loss=` that leaves the penalty out they are passed over).
+
     Args:
         every_n_epochs: Measure at the end of every n-th training epoch; 0 for never.
         every_n_steps: Measure before every n-th optimizer step, too; 0 for never.
-        at_start: Measure before training, too: the class matrix of the untrained network.
+        at_start: Measure before training, too: the class matrix of the untrained network. Not with `probe="batch"`.
         mode: "train" compares training samples, "val" validation samples, "cross" each training with each validation
             sample.
         probe: The samples: a Probe, a DataLoader (all its samples are used) or a batch. Drawn from the dataset of the
-            Trainer's dataloader when not given. In cross mode only drawn probes are possible.
+            Trainer's dataloader when not given. In cross mode only drawn probes are possible. "batch" for the training
+            batches themselves, see above.
+        every_n_batches: With `probe="batch"`, read the first batch of an epoch and every n-th after it.
         probe_size: How many samples are drawn (of each kind in cross mode); at least two per class.
-        num_classes: Number of classes; the largest label + 1 when not given.
+        num_classes: Number of classes; the largest label + 1 when not given. With `probe="batch"` it must be given
+            where the dataset does not store its labels.
         loss: (module, batch) -> losses [n]. Not given: `module.stiffness_step(batch) -> (losses [n], targets [n])` if
             there is one, else the module's own `training_step`, in eval mode and with its logging muted.
         targets: batch -> integer classes [n]. Not given: the second element of the batch, or its "labels", "targets",
@@ -85,6 +107,7 @@ class StiffnessMonitor(Callback):
         at_start: bool = True,
         mode: Mode = "train",
         probe: Any = None,
+        every_n_batches: int = 10,
         probe_size: int = 200,
         num_classes: int | None = None,
         loss: Callable[[Any, Any], Any] | None = None,
@@ -100,19 +123,21 @@ class StiffnessMonitor(Callback):
     ) -> None:
         """See the class."""
         super().__init__()
-        _require_schedule(every_n_epochs, every_n_steps)
-        _require_mode(mode, probe)
+        require_schedule(every_n_epochs, every_n_steps, every_n_batches)
+        require_samples(mode, probe)
         self.every_n_epochs, self.every_n_steps, self.at_start = every_n_epochs, every_n_steps, at_start
         self.mode: Mode = mode
         self.probe, self.probe_size, self.num_classes, self.seed = probe, probe_size, num_classes, seed
-        self.loss, self.targets = loss, targets
+        self.loss, self.targets, self.every_n_batches = loss, targets, every_n_batches
         self.class_names = None if class_names is None else tuple(class_names)
         self.superclasses = None if superclasses is None else tuple(superclasses)
         self.prog_bar, self.strict, self.save_dir, self.budget, self.name = prog_bar, strict, save_dir, budget, name
         self.history: History | None = None
         """The readings of this run; None until training starts."""
         self._fingerprint: str | None = None
-        self._reader: StiffnessReader | None = None
+        self._reader: StiffnessReader | BatchReader | None = None
+        self._pooled: dict[str, Any] = {}
+        self._has_begun = False
         self._path: Path | None = None
         self._attempted_step = -1
         self._has_warned = False
@@ -133,26 +158,69 @@ class StiffnessMonitor(Callback):
             )
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is loaded after this
             self.history = self._fingerprint = None
+            self._pooled = {}
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._attempted_step, self._has_warned = -1, False
+        self._attempted_step, self._has_warned, self._has_begun = -1, False, False
+        if self.reads_batches:
+            self._begin_batches(trainer, pl_module)
+        else:
+            self._begin_probe(trainer, pl_module)
+        if (
+            (self.history or self.reads_batches)
+            and is_between_epochs(trainer)
+            and self._is_due_after(epochs_completed(trainer))
+        ):
+            self._measure(trainer)  # a checkpoint that was saved just before the reading
+
+    def _begin_probe(self, trainer: Any, pl_module: Any) -> None:
         request = ProbeRequest(self.mode, self.probe, self.probe_size, self.num_classes, self.seed)
         probes = request.shared(trainer, pl_module, self.targets)
         engine = GramEngine(pl_module, resolve_loss(pl_module, self.loss), budget=self.budget)
-        self._reader = StiffnessReader(
-            pl_module, engine, probes, on_device(trainer, pl_module, probes.batch, self.seed)
-        )
-        self._begin_history(trainer, self._reader)
+        reader = StiffnessReader(pl_module, engine, probes, on_device(trainer, pl_module, probes.batch, self.seed))
+        self._reader = reader
+        self._begin_history(trainer, probes.summary(self.class_names, self.superclasses), probes.fingerprint)
         if not self.history:
-            self._begin_readings(trainer, self._reader)
-        elif is_between_epochs(trainer) and self._is_due_after(epochs_completed(trainer)):
-            self._measure(trainer)  # a checkpoint that was saved just before the reading
+            self._begin_readings(trainer, reader)
+
+    def _begin_batches(self, trainer: Any, pl_module: Any) -> None:
+        request = BatchRequest(self.every_n_batches, self.num_classes, self.targets, self.loss, self.budget)
+        self._reader = reader = request.reader(trainer, pl_module)
+        is_same = self._fingerprint == reader.fingerprint
+        self._begin_history(trainer, reader.summary(self.class_names, self.superclasses), reader.fingerprint)
+        if is_same and self._pooled and trainer.is_global_zero:
+            reader.pool = BatchPool.from_state_dict(self._pooled)
+        self._pooled = {}
 
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.is_due_at_step(trainer):
             self._measure(trainer)
+        reader = self._reader
+        if isinstance(reader, BatchReader) and self._has_rehearsed(trainer, reader, batch):
+            self._try(trainer, lambda: reader.begin(batch, batch_idx))
+
+    @override
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        reader = self._reader
+        if isinstance(reader, BatchReader):
+            self._try(trainer, lambda: reader.listen(loss, loss_factor(trainer)))
+
+    @override
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        if isinstance(self._reader, BatchReader):
+            self._try(trainer, self._reader.collect)
+
+    @override
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if isinstance(self._reader, BatchReader):
+            self._reader.drop()
+
+    @override
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if isinstance(self._reader, BatchReader):
+            self._reader.drop()
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -167,7 +235,10 @@ class StiffnessMonitor(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self.history is None:
             return {}
-        return {"history": self.history.state_dict(), "fingerprint": self._fingerprint}
+        state = {"history": self.history.state_dict(), "fingerprint": self._fingerprint}
+        if isinstance(self._reader, BatchReader):
+            state["pooled"] = self._reader.pool.state_dict()
+        return state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -175,9 +246,14 @@ class StiffnessMonitor(Callback):
             return
         try:
             self.history = History.from_state_dict(state_dict["history"])
-            self._fingerprint = state_dict.get("fingerprint")
+            self._fingerprint, self._pooled = state_dict.get("fingerprint"), state_dict.get("pooled", {})
         except StiffnessError as error:
             rank_zero_warn(f"The stiffness history of the checkpoint cannot be read and starts anew: {error}")
+
+    @property
+    def reads_batches(self) -> bool:
+        """Whether the training batches are read, and no probe."""
+        return isinstance(self.probe, str)
 
     def is_due_at_step(self, trainer: Any) -> bool:
         """Whether a measurement falls on the coming optimizer step; the same on all processes."""
@@ -186,9 +262,8 @@ class StiffnessMonitor(Callback):
     def _is_due_after(self, epochs: float) -> bool:
         return bool(self.every_n_epochs) and epochs % self.every_n_epochs == 0
 
-    def _begin_history(self, trainer: Any, reader: StiffnessReader) -> None:
+    def _begin_history(self, trainer: Any, summary: ProbeSummary, fingerprint: str) -> None:
         """A new history, or the one of the checkpoint if it is about the same samples."""
-        summary, fingerprint = reader.probes.summary(self.class_names, self.superclasses), reader.probes.fingerprint
         past = self.history
         if past and (past.probe.strata != summary.strata or self._fingerprint not in (None, fingerprint)):
             rank_zero_warn("The stiffness probe is another one than in the checkpoint: its history starts anew.")
@@ -208,6 +283,28 @@ class StiffnessMonitor(Callback):
         if isinstance(outcome, Exception):
             self._fail(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
 
+    def _has_rehearsed(self, trainer: Any, reader: BatchReader, batch: Any) -> bool:
+        """Tries the first batch, before a step: a setting that cannot work is reported, not passed over."""
+        if self._has_begun:
+            return True
+        self._has_begun = True
+        outcome = agreed(trainer, attempted(lambda: reader.rehearse(batch)))
+        if isinstance(outcome, Exception):
+            self._reader = None
+            self._fail(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
+            return False
+        if reader.has_batch_statistics:
+            rank_zero_info(
+                f"{self.name} of training batches under BatchNorm in training mode is an approximation: the statistics "
+                "of a batch count as constants. A probe is measured in eval mode, without it."
+            )
+        return True
+
+    def _try(self, trainer: Any, work: Callable[[], None]) -> None:
+        outcome = attempted(work)
+        if isinstance(outcome, Exception):
+            self._fail(outcome, trainer.global_step, is_fatal=False)
+
     def _measure(self, trainer: Any, at_start: bool = False, at_epoch_end: bool = False) -> None:
         step, reader = trainer.global_step, self._reader
         known = self.history[-1].step if self.history else -1
@@ -218,7 +315,7 @@ class StiffnessMonitor(Callback):
         outcome = agreed(trainer, attempted(lambda: reader.read(step, epoch)))
         if isinstance(outcome, Exception):
             self._fail(outcome, step, at_start and isinstance(outcome, StiffnessError))
-        else:
+        elif outcome is not None:
             self._publish(trainer, outcome, logged_step(trainer, at_epoch_end))
 
     def _publish(self, trainer: Any, reading: Reading, step: int) -> None:
@@ -251,18 +348,3 @@ class StiffnessMonitor(Callback):
                 "later failures are not reported. Pass strict=True to stop instead."
             )
         self._has_warned = True
-
-
-def _require_schedule(every_n_epochs: int, every_n_steps: int) -> None:
-    if every_n_epochs < 0 or every_n_steps < 0:
-        raise StiffnessError(
-            f"every_n_epochs and every_n_steps must not be negative, found {every_n_epochs} and {every_n_steps}; 0 "
-            "switches one off."
-        )
-
-
-def _require_mode(mode: str, probe: Any) -> None:
-    if mode not in ("train", "val", "cross"):
-        raise StiffnessError(f'mode must be "train", "val" or "cross", found {mode!r}.')
-    if mode == "cross" and probe is not None:
-        raise StiffnessError('mode="cross" compares training with validation samples and draws both; leave out probe=.')

@@ -5,9 +5,17 @@ From pairs to classes: `class_matrix`, `class_pair_sums` (its additive form, a `
 Both steps in one: `cosine_stiffness`, `sign_stiffness`.
 From the class matrix to numbers: `within_class`, `between_class`, `superclass_within`, `superclass_between`.
 All of it with standard errors: `summarise`, `summarise_cross` (they give a `Stiffness`), `jackknife_error`.
+The same for several batches, pairs across them not counted: `pair_rows`, `summarise_rows`.
 """
 
-from lightning_stiffness.functional.jackknife import Stiffness, jackknife_error, summarise, summarise_cross
+from lightning_stiffness.functional.jackknife import (
+    Stiffness,
+    jackknife_error,
+    pair_rows,
+    summarise,
+    summarise_cross,
+    summarise_rows,
+)
 from lightning_stiffness.functional.stiffness import (
     between_class,
     class_matrix,
@@ -33,10 +41,12 @@ __all__ = [
     "cosine_stiffness",
     "jackknife_error",
     "own_class_alignment",
+    "pair_rows",
     "sign_pairs",
     "sign_stiffness",
     "summarise",
     "summarise_cross",
+    "summarise_rows",
     "superclass_between",
     "superclass_within",
     "within_class",

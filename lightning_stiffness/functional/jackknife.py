@@ -91,6 +91,71 @@ def summarise(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"], num_classe
     return _stiffness(classes, moves, targets, pairs.dtype)
 
 
+def pair_rows(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"], num_classes: int) -> Tally:
+    """Sum and number of each sample's pairs with the samples of each class, from which `summarise_rows` goes on.
+
+    Args:
+        pairs: one value for each pair of samples of a batch, symmetric, nan where it does not count.
+        targets: class of each sample.
+        num_classes: number of classes, those without a sample included.
+
+    Returns:
+        Tally with shape [n c]; those of several batches are pooled by concatenation.
+
+    Raises:
+        StiffnessError: `pairs` is not square, or the targets do not fit it or the number of classes.
+
+    Source: ours.
+
+    >>> pairs = torch.tensor([[torch.nan, 0.5, 0.1], [0.5, torch.nan, 0.3], [0.1, 0.3, torch.nan]])
+    >>> pair_rows(pairs, torch.tensor([0, 0, 1]), num_classes=2).total.round(decimals=1)
+    tensor([[0.5000, 0.1000],
+            [0.5000, 0.3000],
+            [0.4000, 0.0000]], dtype=torch.float64)
+    """
+    require_square(pairs, "pairs")
+    targets = require_targets(targets, len(pairs), num_classes)
+    labels = membership(targets, num_classes)
+    return pair_tally(pairs).map(lambda values: values @ labels)
+
+
+def summarise_rows(rows: Tally, targets: Int[Tensor, "n"], num_classes: int) -> Stiffness:
+    """Class matrix, within and between of the samples of several batches, of which only pairs within a batch count.
+
+    The same as `summarise` of all samples with nan for the pairs across batches, without that matrix. Every replicate
+    leaves out one sample, whichever batch it is of, so the errors account for pairs that share a sample. They lean to
+    the safe side by what a batch gives, however many there are: on synthetic gradients, the within-class error of ten
+    batches is about 35 % too large with 2 samples of a class in a batch, 11 % with 6 to 8, and right with 16.
+
+    Args:
+        rows: what `pair_rows` gives for each batch, concatenated.
+        targets: class of each sample, in the same order.
+        num_classes: number of classes, those without a sample included.
+
+    Returns:
+        Stiffness with n replicates; errors are stratified by class, see `jackknife_error`.
+
+    Raises:
+        StiffnessError: the targets do not fit the rows or the number of classes.
+
+    Source: ours (delete-one jackknife of an incomplete U-statistic).
+
+    >>> pairs, targets = torch.tensor([[torch.nan, 0.5], [0.5, torch.nan]]), torch.tensor([0, 0])
+    >>> batches = [pair_rows(values, targets, num_classes=1) for values in (pairs, pairs + 0.2, pairs - 0.2)]
+    >>> rows = Tally(*(torch.cat([getattr(rows, name) for rows in batches]) for name in ("total", "count")))
+    >>> stiffness = summarise_rows(rows, targets.repeat(3), num_classes=1)
+    >>> round(stiffness.within, 4), round(stiffness.within_se, 4)
+    (0.5, 0.1826)
+    """
+    targets = require_targets(targets, len(rows.total), num_classes)
+    labels = membership(targets, num_classes)
+    classes = rows.map(lambda values: labels.T @ values)
+    own = _own(rows, targets)
+    across = _between_moves(classes, rows, targets)
+    moves = _Summaries(_within_moves(classes, own + own, targets), across + across)
+    return _stiffness(classes, moves, targets, rows.total.dtype)
+
+
 def summarise_cross(
     pairs: Float[Tensor, "n m"], row_targets: Int[Tensor, "n"], column_targets: Int[Tensor, "m"], num_classes: int
 ) -> Stiffness:

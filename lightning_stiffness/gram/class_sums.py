@@ -19,19 +19,19 @@ class ClassSums:
 
     Attributes:
         num_classes: Number c of classes.
-        sums: One [c, columns] tensor for each form that was found, by its key.
+        sums: One [c, columns] tensor for each form that was found, by its identity.
     """
 
     num_classes: int
-    sums: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    sums: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict)
 
     def add(self, found: Iterable[Found], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
         """Adds a chunk of samples that are sorted by class."""
         for one in found:
             factors = one.factors
-            if one.key not in self.sums:
-                self.sums[one.key] = weights.new_zeros(self.num_classes, factors.columns, dtype=factors.dtype)
-            factors.add_class_sums(self.sums[one.key], weights.to(factors.dtype), runs)
+            if one.identity not in self.sums:
+                self.sums[one.identity] = weights.new_zeros(self.num_classes, factors.columns, dtype=factors.dtype)
+            factors.add_class_sums(self.sums[one.identity], weights.to(factors.dtype), runs)
 
     def products(self) -> Float[Tensor, "c c"]:
         """S_a . S_b over all parameters; products of short pieces are added up in float64, where there is one."""

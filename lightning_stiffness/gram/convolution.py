@@ -1,7 +1,8 @@
 """Per-sample weight gradients of convolutions of any kind: 1 to 3 axes, strided, dilated, grouped, transposed."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.gram.factors import BLOCK_BYTES, Explicit, Factors, owned, symmetric_flops
+from lightning_stiffness.gram.factors import Explicit, Factors, owned, symmetric_flops
+from lightning_stiffness.gram.workspace import FRESH, Workspace
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,24 @@ class Convolution(Factors):
     def route(self) -> str:
         return "explicit gradients by grouped convolution"
 
+    @property
+    def _by_taps(self) -> bool:
+        """Whether the gradients are formed tap by tap of the filter, as matrices over the channels."""
+        settings = self.settings
+        return settings.groups == 1 and not settings.transposed and self.columns > _LARGE_FILTER
+
     @override
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
-        settings, itemsize = self.settings, self.inputs.element_size()
-        outputs = self.output_gradients.shape[1]
-        whole = settings.groups > 1 or settings.transposed  # then channels of input and output cannot be cut apart
-        step = outputs if whole else max(1, block_bytes * outputs // max(1, self.samples * self.columns * itemsize))
-        for start in range(0, outputs, step):
-            yield _convolution_gradients(self.inputs, self.output_gradients[:, start : start + step], settings)
+    def blocks(self, workspace: Workspace = FRESH) -> Iterator[Float[Tensor, "n q"]]:
+        yield from _blocks_by_taps(self, workspace) if self._by_taps else _blocks_by_groups(self, workspace)
+
+    @override
+    def dense(self) -> Float[Tensor, "n p"]:
+        """The gradients in the order of the weight."""
+        gradients = super().dense()
+        if not self._by_taps:
+            return gradients
+        outputs, inputs = self.settings.weight_shape[:2]
+        return gradients.view(self.samples, -1, outputs, inputs).permute(0, 2, 3, 1).flatten(1)
 
     @override
     def compact(self) -> Factors:
@@ -84,57 +96,71 @@ class Convolution(Factors):
 # The filters of this many entries together fit the L2 cache: one grouped convolution over so many samples runs fastest
 # (measured).
 _CACHED_FILTERS = 300_000
-_LARGE_FILTER = 40_000
+_LARGE_FILTER = 100_000
+_SAMPLES_AT_ONCE = 8  # whose shifted inputs fit the cache (measured)
 
 
-def _convolution_gradients(
-    inputs: Float[Tensor, "n ..."], output_gradients: Float[Tensor, "n ..."], settings: ConvolutionSettings
-) -> Float[Tensor, "n q"]:
-    """Weight gradients [n, q]: the samples become the groups of one convolution."""
-    shape = settings.weight_shape
-    if not settings.transposed:
-        shape = (output_gradients.shape[1], *shape[1:])
-    size = math.prod(shape)
-    if size > _LARGE_FILTER and _is_plain(settings):
-        return _unfolded_gradients(inputs, output_gradients, settings)
-    step = max(4, min(64, _CACHED_FILTERS // size))
-    inputs, output_gradients = inputs.contiguous(), output_gradients.contiguous()
-    result = inputs.new_empty(len(inputs), size)
-    for start in range(0, len(inputs), step):
-        x, d = inputs[start : start + step], output_gradients[start : start + step]
-        weight = x.new_empty(len(x) * shape[0], *shape[1:])
-        _, gradient, _ = torch.ops.aten.convolution_backward(
-            d.reshape(1, -1, *d.shape[2:]), x.reshape(1, -1, *x.shape[2:]), weight, None,
-            settings.stride, settings.padding, settings.dilation, settings.transposed, settings.output_padding,
-            len(x) * settings.groups, [False, True, False],
-        )  # fmt: skip
-        result[start : start + step] = gradient.reshape(len(x), size)
-    return result
+def _parts(factors: Convolution, columns: int, workspace: Workspace) -> Iterator[tuple[int, int]]:
+    """Ranges of output channels, each of which brings ``columns`` entries, that fill about a block."""
+    outputs = factors.output_gradients.shape[1]
+    row_bytes = factors.samples * columns * factors.inputs.element_size()
+    count = -(-outputs // max(1, workspace.block_bytes // max(1, row_bytes)))
+    for k in range(count):
+        yield k * outputs // count, (k + 1) * outputs // count
 
 
-def _is_plain(settings: ConvolutionSettings) -> bool:
-    """Whether unfolding two spatial axes describes the convolution."""
-    return (
-        len(settings.weight_shape) == 4
-        and settings.groups == 1
-        and not settings.transposed
-        and all(step == 1 for step in settings.dilation)
-    )
+def _blocks_by_groups(factors: Convolution, workspace: Workspace) -> Iterator[Float[Tensor, "n q"]]:
+    """Any convolution: some samples become the groups of one convolution."""
+    settings, samples = factors.settings, factors.samples
+    outputs = factors.output_gradients.shape[1]
+    whole = settings.groups > 1 or settings.transposed  # then channels of input and output cannot be cut apart
+    columns = factors.columns // outputs
+    for start, stop in ((0, outputs),) if whole else _parts(factors, columns, workspace):
+        shape = settings.weight_shape if whole else (stop - start, *settings.weight_shape[1:])
+        block = workspace.block((samples, math.prod(shape)), factors.inputs)
+        step = max(4, min(64, _CACHED_FILTERS // math.prod(shape)))
+        for first in range(0, samples, step):
+            some = slice(first, first + step)
+            inputs, output_gradients = factors.inputs[some], factors.output_gradients[some, start:stop]
+            block[some] = _grouped_gradients(inputs, output_gradients, shape, settings)
+        yield block
 
 
-def _unfolded_gradients(
-    inputs: Float[Tensor, "n ..."], output_gradients: Float[Tensor, "n ..."], settings: ConvolutionSettings
-) -> Float[Tensor, "n q"]:
-    """The same for large filters: patches as a matrix, one matrix product a sample."""
-    outputs, channels, (height, width) = output_gradients.shape[1], settings.weight_shape[1], settings.weight_shape[2:]
-    (top, left), (down, right) = settings.padding, settings.stride
-    padded = torch.nn.functional.pad(inputs, (left, left, top, top))
-    flat = output_gradients.flatten(2)
-    positions, patch = flat.shape[2], channels * height * width
-    result = inputs.new_empty(len(inputs), outputs * patch)
-    step = max(1, min(32, (4 << 20) // (positions * patch * inputs.element_size())))
-    for start in range(0, len(inputs), step):
-        windows = padded[start : start + step].unfold(2, height, down).unfold(3, width, right)
-        patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, positions, patch)
-        torch.bmm(flat[start : start + step], patches, out=result[start : start + step].view(-1, outputs, patch))
-    return result
+def _grouped_gradients(
+    inputs: Tensor, output_gradients: Tensor, shape: Sequence[int], settings: ConvolutionSettings
+) -> Float[Tensor, "m q"]:
+    count = len(inputs)
+    gradient: Tensor
+    _, gradient, _ = torch.ops.aten.convolution_backward(
+        output_gradients.reshape(1, -1, *output_gradients.shape[2:]), inputs.reshape(1, -1, *inputs.shape[2:]),
+        inputs.new_empty(count * shape[0], *shape[1:]), None,
+        settings.stride, settings.padding, settings.dilation, settings.transposed, settings.output_padding,
+        count * settings.groups, [False, True, False],
+    )  # fmt: skip
+    return gradient.reshape(count, -1)
+
+
+def _blocks_by_taps(factors: Convolution, workspace: Workspace) -> Iterator[Float[Tensor, "n q"]]:
+    """Large filters: at each tap one matrix product a sample, of the output gradient and the input it saw there."""
+    settings, samples = factors.settings, factors.samples
+    output_gradients = factors.output_gradients.flatten(2)
+    padding = [amount for axis in reversed(settings.padding) for amount in (axis, axis)]
+    padded = torch.nn.functional.pad(factors.inputs, padding).movedim(1, -1).contiguous()
+    channels = padded.shape[-1]
+    for tap in itertools.product(*(range(size) for size in settings.weight_shape[2:])):
+        seen = padded[(slice(None), *_windows(tap, factors.output_gradients.shape[2:], settings))]
+        for start, stop in _parts(factors, channels, workspace):
+            block = workspace.block((samples, stop - start, channels), padded)
+            for first in range(0, samples, _SAMPLES_AT_ONCE):
+                some = slice(first, first + _SAMPLES_AT_ONCE)
+                torch.bmm(output_gradients[some, start:stop], seen[some].flatten(1, -2), out=block[some])
+            yield block.flatten(1)
+
+
+def _windows(tap: Sequence[int], positions: Sequence[int], settings: ConvolutionSettings) -> list[slice]:
+    """Which padded inputs the output positions see through one tap of the filter."""
+    starts = [at * apart for at, apart in zip(tap, settings.dilation, strict=True)]
+    return [
+        slice(start, start + (count - 1) * step + 1, step)
+        for start, count, step in zip(starts, positions, settings.stride, strict=True)
+    ]

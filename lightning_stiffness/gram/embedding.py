@@ -9,8 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.gram.factors import BLOCK_BYTES, Factors, Outer, Run, owned, symmetric_flops
+from lightning_stiffness.gram.factors import Factors, Outer, Run, owned, symmetric_flops
 from lightning_stiffness.gram.products import GramAccumulator
+from lightning_stiffness.gram.workspace import BLOCK_BYTES, FRESH, Workspace
 
 
 @final
@@ -44,13 +45,18 @@ class Rows(Factors):
 
     @property
     @override
+    def has_cheap_norms(self) -> bool:
+        return True
+
+    @property
+    @override
     def route(self) -> str:
         return "rows shared by two samples"
 
     @override
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
+    def blocks(self, workspace: Workspace = FRESH) -> Iterator[Float[Tensor, "n q"]]:
         n, width = self.samples, self.values.shape[2]
-        step = max(1, block_bytes // max(1, n * width * self.values.element_size()))
+        step = max(1, workspace.block_bytes // max(1, n * width * self.values.element_size()))
         sample = torch.arange(n, device=self.indices.device)[:, None].expand_as(self.indices)
         for start in range(0, self.rows, step):
             rows = min(step, self.rows - start)
@@ -61,6 +67,9 @@ class Rows(Factors):
 
     @override
     def add_gram(self, total: GramAccumulator) -> None:
+        if bool((self.indices == self.indices[:1]).all()):
+            total.add_dense(self._same_rows())
+            return
         summed, sample, row = self._aggregated()
         order = torch.argsort(row, stable=True)
         summed, sample, row = summed[order], sample[order], row[order]
@@ -86,6 +95,12 @@ class Rows(Factors):
             part = slice(run.start, run.stop)
             table = sums[run.target].view(self.rows, -1)
             table.index_add_(0, self.indices[part].flatten(), weighted[part].flatten(0, 1))
+
+    def _same_rows(self) -> Float[Tensor, "n q"]:
+        """The gradients of the rows that occur, where all samples have the same ones, such as positions."""
+        rows, place = self.indices[0].unique(return_inverse=True)
+        gradients = self.values.new_zeros(self.samples, len(rows), self.values.shape[2])
+        return gradients.index_add_(1, place, self.values).flatten(1)
 
     def _aggregated(self) -> tuple[Tensor, Tensor, Tensor]:
         """The summed value of each (sample, row) that occurs, and that sample and row."""
@@ -145,10 +160,10 @@ class TiedEmbedding(Factors):
         return "embedding and output layer with their cross terms"
 
     @override
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
+    def blocks(self, workspace: Workspace = FRESH) -> Iterator[Float[Tensor, "n q"]]:
         width = self.embedding.values.shape[2]
         start = 0
-        for block in self.embedding.blocks(block_bytes):
+        for block in self.embedding.blocks(workspace):
             rows = block.shape[1] // width
             part = self.output.right[:, :, start : start + rows].transpose(1, 2)
             yield block + torch.bmm(part, self.output.left).flatten(1)

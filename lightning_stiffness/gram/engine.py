@@ -1,8 +1,7 @@
 """The Gram matrix of per-sample loss gradients of any model, without holding the n x p gradients."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
@@ -12,30 +11,46 @@ from torch.utils.checkpoint import CheckpointError
 
 from lightning_stiffness.batching import batch_size, take
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.gram.check import Check, contradicted
+from lightning_stiffness.gram.check import Check, tolerance_of
+from lightning_stiffness.gram.class_cosine import class_cosine
 from lightning_stiffness.gram.collect import Declined, GraphChanged
+from lightning_stiffness.gram.fallback import ONE_BY_ONE, VECTORISED
 from lightning_stiffness.gram.losses import LossSource
 from lightning_stiffness.gram.measurement import Measurement
-from lightning_stiffness.gram.plan import Plan, make_plan
+from lightning_stiffness.gram.modes import require_measurable_mode
+from lightning_stiffness.gram.plain import plainly, unwrapped
+from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan
 from lightning_stiffness.gram.results import ClassCosine, Explanation, Gram
+from lightning_stiffness.gram.trainable import trainable
+from lightning_stiffness.structure import tensors
 
 Result = TypeVar("Result")
+FEW = 8  # samples whose Gram is computed to check a reading that has none
+MISTRUSTED = "failed the self-check"
+PLANS = 16  # that are kept, one for each kind of batch
 
 
 class GramEngine:
     """Computes inner products of per-sample loss gradients by reading the autograd graph.
 
     Nothing is set on the module, `.grad` is untouched and no global random number is drawn. The module is measured in
-    the mode it is in: call `module.eval()` first if it has dropout or batch norm.
+    the mode it is in: call `module.eval()` first if it has dropout or batch norm. It is measured as its code reads: a
+    compiled module, or one that is wrapped for data-parallel training, is unwrapped; activation checkpointing and
+    autocast are off meanwhile.
 
     Args:
         module: The model; all its parameters with `requires_grad` count.
         loss: (module, batch) -> losses [n], one per sample, such as cross entropy with `reduction="none"`. Loss
             functions of torch are evaluated in double precision, so that gradients of fitted samples are not rounding
-            noise.
+            noise. Losses that are divided by the batch size keep their cosines and signs; where a batch is processed in
+            chunks, K has the scale that they have in a chunk.
         budget: Bytes of memory that activations and factors may take beside the [n, n] result. Larger batches are
             processed in chunks of samples and groups of parameters: slower, with the same result.
-        check: Compare two samples with plain autograd whenever a new kind of graph is seen.
+        check_every: Each time a new kind of batch or of graph is seen, and at every `check_every`-th reading, results
+            are compared with plain autograd: for two samples alone, for a sum over all samples, and parameter by
+            parameter for a few samples, others each time. Where they differ, a warning names the parameters; they are
+            measured anew by a slower, safe route, and from then on. A check costs about one forward and backward pass
+            of the batch; 0 switches it off.
 
     Source: ours; for linear layers the product of two Gram matrices, as Goodfellow (arXiv:1510.01799) has it for norms.
 
@@ -54,17 +69,23 @@ class GramEngine:
     """
 
     def __init__(
-        self, module: nn.Module, loss: Callable[[Any, Any], Tensor], *, budget: int = 1 << 30, check: bool = True
+        self, module: nn.Module, loss: Callable[[Any, Any], Tensor], *, budget: int = 1 << 30, check_every: int = 20
     ) -> None:
         """See the class."""
         if budget <= 0:
             raise StiffnessError(f"budget must be a positive number of bytes, found {budget}.")
-        self.module = module
+        if check_every < 0:
+            raise StiffnessError(f"check_every must be a number of readings, or 0 for no check; found {check_every}.")
+        self.module = unwrapped(module)
+        self._outermost = module
         self.budget = budget
-        self.check = check
-        self._source = LossSource(module, loss)
-        self._plan: Plan | None = None
-        self._checked = False
+        self.check_every = check_every
+        self._source = LossSource(self.module, loss)
+        self._plans: dict[Hashable, Plan] = {}
+        self._mistrusted: set[str] = set()
+        self._fallback_route = VECTORISED
+        self._readings = 0
+        self._checks = 0
 
     def gram(self, batch: Any) -> Gram:
         """The Gram matrix of a batch.
@@ -76,11 +97,10 @@ class GramEngine:
             StiffnessError: The loss is no finite vector [n] with a gradient, or random, or nothing is trainable.
             MixedSamplesError: The loss of one sample depends on the others.
         """
-        gram = self._run(batch, Measurement.gram)
-        if not self._checked and self._disagrees(batch, gram):
+        with plainly(self._outermost):
+            is_due = self._is_due(batch)
             gram = self._run(batch, Measurement.gram)
-        self._checked = True
-        return gram
+            return self._checked(batch, gram) if is_due else gram
 
     def class_cosine(self, batch: Any, targets: Int[Tensor, "n"], num_classes: int) -> ClassCosine:
         """The class matrix of mean cosines without the Gram matrix: linear in n, with memory for c x p sums.
@@ -104,93 +124,123 @@ class GramEngine:
             MixedSamplesError: The loss of one sample depends on the others.
         """
         n = batch_size(batch)
-        if targets.shape != (n,) or targets.dtype.is_floating_point:
-            raise StiffnessError(
-                f"targets must be integers of shape [{n}], found {targets.dtype} {list(targets.shape)}."
-            )
+        _require_classes(targets, n)
         low, high = (int(targets.min()), int(targets.max())) if n else (0, 0)
         if low < 0 or high >= num_classes:
             raise StiffnessError(
                 f"targets must lie in [0, {num_classes}), found {low} to {high}; pass the right num_classes."
             )
-        if not self._checked and n:
-            self.gram(take(batch, torch.linspace(0, n - 1, min(n, 8)).long(), n))
-        return self._run(batch, lambda measurement: measurement.class_cosine(targets, num_classes))
+        with plainly(self._outermost):
+            self._check_a_few(batch)
+            return self._run(batch, lambda measurement: class_cosine(measurement, targets, num_classes))
 
     def explain(self, batch: Any) -> Explanation:
         """What is computed how, and what it costs, for each parameter: `print(engine.explain(batch))`."""
-        return self._run(batch, Measurement.explain)
+        with plainly(self._outermost):
+            return self._run(batch, Measurement.explain)
 
     def _run(self, batch: Any, work: Callable[[Measurement], Result]) -> Result:
         """Works by a plan, and by an amended one for as long as the graph or a rule contradicts it."""
+        known = self._kind(batch) in self._plans
         measurement = self._measurement(batch)
         for _ in range(len(measurement.names) + 2):
-            done, result = self._attempt(measurement, work)
-            if done:
-                return result  # type: ignore[return-value]  # it is the result where it is done
+            try:
+                return work(measurement)
+            except GraphChanged as changed:
+                if known:  # the plan may be out of date
+                    del self._plans[self._kind(batch)]
+                else:
+                    measurement.plan.set_apart(changed.parameters, str(changed))
+                known = False
+            except CheckpointError:  # torch lets a checkpointed activation be recomputed once, for its own backward
+                measurement.plan.leave_to_fallback(range(len(measurement.names)), "activation checkpointing")
+            except Declined as declined:
+                measurement.plan.leave_to_fallback(declined.parameters, str(declined))
             measurement = self._measurement(batch)
-        _send_to_fallback(measurement, "the graph differs from call to call")
+        measurement.plan.leave_to_fallback(range(len(measurement.names)), "what is computed differs from call to call")
         return work(measurement)
 
-    def _attempt(self, measurement: Measurement, work: Callable[[Measurement], Result]) -> tuple[bool, Result | None]:
-        try:
-            return True, work(measurement)
-        except GraphChanged:
-            self._plan = None
-        except CheckpointError:  # torch lets a checkpointed activation be recomputed once, for its own backward pass
-            _send_to_fallback(measurement, "activation checkpointing")
-        except Declined as declined:
-            measurement.plan.fallback.update(dict.fromkeys(declined.parameters, str(declined)))
-        return False, None
+    def _kind(self, batch: Any) -> Hashable:
+        """What a plan is made for: the parameters, the modes of all parts, and the shapes of one sample."""
+        parameters = tuple((name, p.dtype, p.device, p.shape) for name, p in trainable(self.module).items())
+        modes = tuple(part.training for part in self.module.modules())
+        shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors(batch))
+        return parameters, modes, shapes, min(batch_size(batch), max(TRIAL_SIZES))
 
     def _measurement(self, batch: Any) -> Measurement:
         n = batch_size(batch)
         if n == 0:
             raise StiffnessError("A batch must hold at least one sample, found none.")
-        names = {name: parameter for name, parameter in self.module.named_parameters() if parameter.requires_grad}
-        if not names:
-            raise StiffnessError(
-                f"{type(self.module).__name__} has no trainable parameter: every requires_grad is False, so there is "
-                "no gradient to compare. Measure before freezing, or unfreeze the layers you want to look at."
-            )
-        parameters = list(names.values())
-        if self._plan is None:
-            self._plan = make_plan(lambda k: self._source(take(batch, slice(0, k), n)), parameters, n)
-            self._checked = not self.check
-        return Measurement(self.module, self._source, self._source.raw, self._plan, names, batch, n, self.budget)
+        names = trainable(self.module)
+        require_measurable_mode(self.module)
+        kind = self._kind(batch)
+        if kind not in self._plans:
+            plan = make_plan(lambda k: self._source(take(batch, slice(0, k), n)), list(names.values()), n)
+            plan.leave_to_fallback([k for k, name in enumerate(names) if name in self._mistrusted], MISTRUSTED)
+            plan.fallback_route = self._fallback_route
+            if len(self._plans) == PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[kind] = plan
+        return Measurement(self.module, self._source, self._source.raw, self._plans[kind], names, batch, n, self.budget)
 
-    def _disagrees(self, batch: Any, gram: Gram) -> bool:
-        """Whether plain autograd contradicts; the parameters at fault then take the fallback from now on.
+    def _is_due(self, batch: Any) -> bool:
+        """Begins a reading; whether it is to be checked."""
+        measurement = self._measurement(batch)
+        self._readings += 1
+        if self.check_every == 0:
+            return False
+        return not measurement.plan.is_checked or self._readings % self.check_every == 0
+
+    def _check_a_few(self, batch: Any) -> None:
+        """Begins a reading, and checks the routes on a few samples if that is due."""
+        if self._is_due(batch):
+            n = batch_size(batch)
+            generator = torch.Generator().manual_seed(self._checks)
+            few = take(batch, torch.randperm(n, generator=generator)[:FEW].sort().values, n)
+            self._checked(few, self._run(few, Measurement.gram))
+
+    def _checked(self, batch: Any, gram: Gram, work: Callable[[Measurement], Gram] = Measurement.gram) -> Gram:
+        """The Gram matrix once plain autograd has agreed; parameters at fault are measured anew by a safer route.
 
         Raises:
-            StiffnessError: The loss is random.
+            StiffnessError: The loss is random, or no route agrees.
             MixedSamplesError: The loss of one sample depends on the others.
         """
-        measurement = self._measurement(batch)
-        check = Check(self.module, self._source, measurement.parameters, batch, measurement.samples)
-        chosen = check.chosen(gram.norms)
-        # Samples that mix leave no batch axis, and then no rule applies that could be wrong about them.
-        if None not in measurement.plan.prefixes and check.agrees(gram.matrix, gram.losses, chosen):
-            return False
-        if check.agrees_inside(gram.matrix, gram.losses, chosen):
-            return False
-        names = list(measurement.names)
-        faulty = self._faulty(measurement, chosen) or [
-            k for k in range(len(names)) if k not in measurement.plan.fallback
-        ]
-        measurement.plan.fallback.update(dict.fromkeys(faulty, "failed the self-check"))
+        self._checks += 1
+        while True:
+            measurement = self._measurement(batch)
+            coarsest = [torch.empty(0, dtype=torch.bfloat16)] if self._source.has_autocast else []
+            check = Check(measurement, self._checks, tolerance_of([*measurement.parameters, *coarsest]))
+            if check.agrees(gram):
+                measurement.plan.is_checked = True
+                return gram
+            self._distrust(measurement, check)
+            gram = self._run(batch, work)
+
+    def _distrust(self, measurement: Measurement, check: Check) -> None:
+        """Sends the parameters at fault to the fallback; where it is the fallback itself, to its plainest form."""
+        plan, names = measurement.plan, list(measurement.names)
+        covered = [k for k in range(len(names)) if k not in plan.fallback]
+        faulty = check.faulty()
+        if not faulty and plan.fallback and plan.fallback_route == VECTORISED:
+            faulty, plan.fallback_route = sorted(plan.fallback), ONE_BY_ONE
+            self._fallback_route = ONE_BY_ONE
+        elif covered:
+            faulty = faulty or covered
+            plan.leave_to_fallback(faulty, MISTRUSTED)
+            self._mistrusted.update(names[k] for k in faulty)
+        else:
+            raise StiffnessError(
+                "The Gram matrix must be that of plain autograd, and no route of the engine agrees with it for this "
+                "model and loss. Please report it with the model; check_every=0 would return the numbers nevertheless."
+            )
         warnings.warn(
             f"The fast route disagreed with plain autograd for {', '.join(names[k] for k in faulty[:5])}"
             f"{' and others' if len(faulty) > 5 else ''}; these parameters are now measured by a slower, safe route.",
-            stacklevel=4,
+            stacklevel=5,
         )
-        return bool(faulty)
-
-    def _faulty(self, measurement: Measurement, chosen: list[int]) -> list[int]:
-        """The parameters whose own contribution differs from plain autograd on a batch of the chosen samples."""
-        pair = replace(measurement, batch=take(measurement.batch, chosen, measurement.samples), samples=len(chosen))
-        return contradicted(pair)
 
 
-def _send_to_fallback(measurement: Measurement, reason: str) -> None:
-    measurement.plan.fallback.update(dict.fromkeys(range(len(measurement.names)), reason))
+def _require_classes(targets: Tensor, n: int) -> None:
+    if targets.shape != (n,) or targets.dtype.is_floating_point:
+        raise StiffnessError(f"targets must be integers of shape [{n}], found {targets.dtype} {list(targets.shape)}.")

@@ -5,10 +5,10 @@ form overrides what it can do cheaper.
 """
 
 import abc
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import groupby
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_stiffness.gram.products import GramAccumulator
-
-BLOCK_BYTES = 16 << 20  # explicit gradients are formed in blocks of this size: larger ones are no faster (measured)
+from lightning_stiffness.gram.workspace import FRESH, Workspace
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,26 @@ class Factors(abc.ABC):
         """The number of stored entries per sample."""
 
     @abc.abstractmethod
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
-        """The explicit gradients, in column blocks of about ``block_bytes`` that together hold each entry once."""
+    def blocks(self, workspace: Workspace = FRESH) -> Iterator[Float[Tensor, "n q"]]:
+        """The explicit gradients, in column blocks that together hold each entry once, always in the same order.
+
+        Blocks have about the size that the workspace names and may be written to it: then the next block overwrites
+        the last one.
+        """
 
     @abc.abstractmethod
     def flops(self) -> int:
         """Floating point operations of ``add_gram``, counting a multiply-add as two."""
+
+    @property
+    def pair_cost(self) -> int:
+        """Multiply-adds for each pair of samples in ``add_gram``."""
+        return self.columns
+
+    @property
+    def has_cheap_norms(self) -> bool:
+        """Whether ``square_norms`` goes without explicit gradients."""
+        return False
 
     @property
     @abc.abstractmethod
@@ -67,12 +80,12 @@ class Factors(abc.ABC):
 
     def add_gram(self, total: GramAccumulator) -> None:
         """Adds <g_i, g_j> to the accumulator."""
-        for block in self.blocks():
+        for block in self.blocks(total.workspace):
             total.add_dense(block)
 
     def square_norms(self) -> Float[Tensor, "n"]:
         """|g_i|^2."""
-        norms = [torch.linalg.vector_norm(block, dim=1).square_() for block in self.blocks()]
+        norms = [torch.linalg.vector_norm(block, dim=1).square_() for block in self.blocks(Workspace())]
         return torch.stack(norms).sum(0)
 
     def add_class_sums(self, sums: Float[Tensor, "c p"], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
@@ -85,8 +98,9 @@ class Factors(abc.ABC):
             start += block.shape[1]
 
     def dense(self) -> Float[Tensor, "n p"]:
-        """All explicit gradients at once."""
-        return torch.cat(list(self.blocks()), 1)
+        """All explicit gradients at once, in the order of the parameter."""
+        blocks = list(self.blocks())
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
     def compact(self) -> "Factors":
         """The same gradients in the form which needs the least memory to keep."""
@@ -131,11 +145,16 @@ class Explicit(Factors):
 
     @property
     @override
+    def has_cheap_norms(self) -> bool:
+        return True
+
+    @property
+    @override
     def route(self) -> str:
         return "explicit gradients"
 
     @override
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
+    def blocks(self, workspace: Workspace = FRESH) -> Iterator[Float[Tensor, "n q"]]:
         yield self.gradients
 
     @override
@@ -179,6 +198,16 @@ class Outer(Factors):
 
     @property
     @override
+    def pair_cost(self) -> int:
+        return self.elements if self.positions == 1 else self.columns
+
+    @property
+    @override
+    def has_cheap_norms(self) -> bool:
+        return self.positions == 1
+
+    @property
+    @override
     def route(self) -> str:
         if self.positions == 1:
             return "product of two Gram matrices"
@@ -192,15 +221,17 @@ class Outer(Factors):
         return n * t * t * (a + b) < n * a * b + 2 * t * a * b
 
     @override
-    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[Float[Tensor, "n q"]]:
+    def blocks(self, workspace: Workspace = FRESH) -> Iterator[Float[Tensor, "n q"]]:
         # Either orientation holds the same entries; the one with the narrower rows runs faster.
         first, second = (
             (self.left, self.right) if self.left.shape[2] <= self.right.shape[2] else (self.right, self.left)
         )
         row_bytes = self.samples * second.shape[2] * second.element_size()
-        step = max(1, block_bytes // max(1, row_bytes))
+        step = max(1, workspace.block_bytes // max(1, row_bytes))
         for start in range(0, first.shape[2], step):
-            yield torch.bmm(first[:, :, start : start + step].transpose(1, 2), second).flatten(1)
+            part = first[:, :, start : start + step].transpose(1, 2)
+            block = workspace.block((self.samples, part.shape[1], second.shape[2]), second)
+            yield torch.bmm(part, second, out=block).flatten(1)
         if self.bias:
             yield self.right.sum(1)
 
@@ -270,3 +301,36 @@ def runs_of(targets: Sequence[int]) -> list[Run]:
 def owned(tensor: Tensor) -> Tensor:
     """A tensor which keeps no larger storage alive than its own."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
+
+
+def part_of(factors: Any, part: slice) -> Factors:
+    """The same for some of the samples."""
+    found: Factors = _changed(factors, [factors], lambda values: values[0][part])
+    return found
+
+
+def stacked(parts: Sequence[Any]) -> Factors:
+    """Factors of consecutive chunks of samples as one; explicit where their forms differ, as those of sequences do."""
+    if len({_form(part) for part in parts}) > 1:
+        return Explicit(torch.cat([part.dense() for part in parts]))
+    found: Factors = parts[0] if len(parts) == 1 else _changed(parts[0], parts, torch.cat)
+    return found
+
+
+def _form(part: Any) -> tuple[Any, ...]:
+    """What is the same in factors that can be stacked as they are."""
+    values = [getattr(part, entry.name) for entry in fields(part)]
+    shapes = tuple(value.shape[1:] for value in values if isinstance(value, Tensor))
+    return type(part), shapes, *(_form(value) for value in values if isinstance(value, Factors))
+
+
+def _changed(first: Any, parts: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
+    """The first value with each tensor, also of factors inside it, changed together with those of the others."""
+    changed: dict[str, Any] = {}
+    for entry in fields(first):
+        values = [getattr(part, entry.name) for part in parts]
+        if entry.init and isinstance(values[0], Tensor):
+            changed[entry.name] = change(values)
+        elif entry.init and isinstance(values[0], Factors):
+            changed[entry.name] = _changed(values[0], values, change)
+    return replace(first, **changed)

@@ -1,7 +1,8 @@
 """Reads the autograd graph of per-sample losses: who consumes which parameter, and where the batch axis lies."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,14 +22,37 @@ REINDEXING = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
+class Operand:
+    """A value computed from parameters alone, such as a normalised weight, which counts as one more parameter."""
+
+    node: Node
+    output: int
+    parameters: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the value."""
+        return tuple(self.metadata.shape)
+
+    @property
+    def metadata(self) -> Any:
+        """What autograd knows of the value: shape, dtype, device."""
+        node: Any = self.node
+        return node._input_metadata[self.output]
+
+
+@dataclass(frozen=True, eq=False)
 class Use:
-    """One place where a parameter enters the computation: an input slot of a node, behind re-indexing nodes."""
+    """One place where a parameter enters the computation: an input slot of a node, behind re-indexing nodes.
+
+    ``path`` leads from the consumer down to the parameter; each a node and the output of it that is used. Operands are
+    counted on after the parameters.
+    """
 
     parameter: int
     slot: int
-    path: tuple[
-        tuple[Node, int], ...
-    ]  # from the consumer down to the parameter; each a node and the output of it that is used
+    path: tuple[tuple[Node, int], ...]
+    operand: Operand | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,39 +68,95 @@ class Consumer:
         return self.node.name(), tuple((use.slot, use.parameter, len(use.path)) for use in self.uses)
 
 
-def _trace(node: Node | None, output: int, slot: int, wanted: dict[int, int]) -> Use | None:
-    """The use behind an input of a node, or None where that input is not a wanted parameter."""
+def _behind(node: Node | None, output: int) -> tuple[tuple[tuple[Node, int], ...], Node | None, int]:
+    """The re-indexing nodes behind an input of a node, and what they lead to."""
     path: list[tuple[Node, int]] = []
     while node is not None and node.name() in REINDEXING:
         path.append((node, output))
         node, output = node.next_functions[0]
-    variable = getattr(node, "variable", None)  # of the node that stands for a leaf
-    if variable is None or id(variable) not in wanted:
-        return None
-    return Use(wanted[id(variable)], slot, tuple(path))
+    return tuple(path), node, output
 
 
-def consumers(losses: Tensor, parameters: Sequence[Tensor]) -> tuple[Consumer, ...]:
-    """All nodes below ``losses`` that consume one of ``parameters``, in an order fixed by the graph's structure."""
-    wanted = {id(parameter): index for index, parameter in enumerate(parameters)}
-    found: list[Consumer] = []
+def below(node: Node | None) -> Iterator[Node]:
+    """The node and all that it leads to."""
     seen: set[Node] = set()
-    stack = [losses.grad_fn]
+    stack = [node]
     while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        uses = []
-        for slot, (child, output) in enumerate(node.next_functions):
-            use = _trace(child, output, slot, wanted)
-            if use is None:
-                stack.append(child)
-            else:
-                uses.append(use)
-        if uses:
-            found.append(Consumer(node, tuple(uses)))
-    return tuple(found)
+        found = stack.pop()
+        if found is not None and found not in seen:
+            seen.add(found)
+            stack.extend(child for child, _ in found.next_functions)
+            yield found
+
+
+@dataclass(eq=False)
+class Walk:
+    """A walk from losses down to the consumers of parameters, in an order fixed by the graph's structure.
+
+    Attributes:
+        wanted: The place of each parameter, by id.
+        is_operand: Whether an input depends on parameters alone, by the number of its node in the walk, its slot and
+            the node behind it.
+        operands: Those that were met.
+        frontier: Where.
+    """
+
+    wanted: dict[int, int]
+    is_operand: Callable[[int, int, Node], bool]
+    operands: dict[tuple[Node, int], tuple[int, Operand]] = field(default_factory=dict)
+    frontier: set[tuple[int, int]] = field(default_factory=set)
+
+    def run(self, root: Node | None) -> Iterator[Consumer]:
+        """All consumers."""
+        seen: set[Node] = set()
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            number = len(seen)
+            seen.add(node)
+            uses = []
+            for slot, (child, output) in enumerate(node.next_functions):
+                use = None if child is None else self._use(number, slot, child, output)
+                if use is None:
+                    stack.append(child)
+                else:
+                    uses.append(use)
+            if uses:
+                yield Consumer(node, tuple(uses))
+
+    def _use(self, number: int, slot: int, child: Node, output: int) -> Use | None:
+        """The use behind an input of a node, or None where that input is no parameter and no operand."""
+        path, node, last = _behind(child, output)
+        variable = getattr(node, "variable", None)  # of the node that stands for a leaf
+        if id(variable) in self.wanted and variable is not None:
+            return Use(self.wanted[id(variable)], slot, path)
+        if node is None or variable is not None or not self.is_operand(number, slot, child):
+            return None
+        if (node, last) not in self.operands:
+            leaves = {id(getattr(one, "variable", None)) for one in below(node)}
+            parameters = tuple(sorted(self.wanted[leaf] for leaf in leaves & self.wanted.keys()))
+            self.operands[node, last] = len(self.wanted) + len(self.operands), Operand(node, last, parameters)
+        self.frontier.add((number, slot))
+        index, operand = self.operands[node, last]
+        return Use(index, slot, path, operand)
+
+
+def consumers(
+    losses: Tensor, parameters: Sequence[Tensor], frontier: Container[tuple[int, int]] = ()
+) -> tuple[Consumer, ...]:
+    """All nodes below ``losses`` that consume one of ``parameters``, in an order fixed by the graph's structure.
+
+    ``frontier`` names the inputs that are computed from parameters alone, by node and slot; see ``operands``.
+    """
+    walk = Walk(places(parameters), lambda number, slot, node: (number, slot) in frontier)
+    return tuple(walk.run(losses.grad_fn))
+
+
+def places(parameters: Sequence[Tensor]) -> dict[int, int]:
+    """The place of each parameter, by id."""
+    return {id(parameter): index for index, parameter in enumerate(parameters)}
 
 
 def _nodes_above(root: Node, targets: set[Node]) -> set[Node]:
@@ -149,18 +229,33 @@ def _listener(
 class Layout:
     """Where the samples lie in a tensor whose entries are ordered (prefix, sample, rest).
 
-    ``prefix`` is 1 for batch-first tensors and the sequence length for time-first ones.
+    ``prefix`` is 1 for batch-first tensors and the sequence length for time-first ones. With ``batch_statistics`` a
+    BatchNorm in training mode counts as one by constant statistics, those of the batch, and is no error.
     """
 
     prefix: int
     samples: int
+    batch_statistics: bool = False
 
     def rows(self, tensor: Tensor) -> Tensor:
         """The tensor as [n, t, d], with its last axis kept as d."""
         width = tensor.shape[-1]
+        if math.prod(tensor.shape[:-1]) % (self.prefix * self.samples):
+            raise NotCovered("the last axis holds the samples")
         split = tensor.reshape(self.prefix, self.samples, -1)
         split = split[0] if self.prefix == 1 else split.transpose(0, 1)
         return split.reshape(self.samples, -1, width)
+
+    def frames(self, tensor: Tensor) -> Tensor:
+        """The tensor as [n, k, ...], its first axis cut into samples and k entries of each.
+
+        Raises:
+            NotCovered: Its first axis does not hold the samples.
+        """
+        if tensor.shape[0] % (self.prefix * self.samples):
+            raise NotCovered("the first axis does not hold the samples")
+        split = tensor.reshape(self.prefix, self.samples, -1, *tensor.shape[1:])
+        return split[0] if self.prefix == 1 else split.transpose(0, 1).flatten(1, 2)
 
     def reduce(self, gradient: Tensor, shape: Sequence[int]) -> Tensor:
         """Per-sample gradients [n, prod(shape)] of an operand of ``shape`` that was broadcast to the gradient's shape.
@@ -168,6 +263,8 @@ class Layout:
         Raises:
             NotCovered: The operand itself varies over the batch axis.
         """
+        if self.samples == 1:
+            return gradient.sum_to_size(tuple(shape)).reshape(1, -1)
         axis, before = self._batch_axis(gradient.shape)
         size = gradient.shape[axis]
         operand = [1] * (gradient.ndim - len(shape)) + list(shape)
@@ -197,7 +294,7 @@ class NotCovered(Exception):  # noqa: N818 (it is a decision, not an error)
 
 def _prefixes(shape: Sequence[int], n: int) -> Iterator[int]:
     passed = 1
-    for size in shape[: max(1, len(shape) - 1)]:
+    for size in shape:
         for factor in range(1, size // n + 1):
             if size % (factor * n) == 0:
                 yield passed * factor

@@ -1,6 +1,7 @@
 """The losses of a batch, as the user's function gives them, with what is required of them checked."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,17 +9,31 @@ from torch import Tensor, nn
 
 from lightning_stiffness.batching import batch_size
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.plain import with_autocast
+from lightning_stiffness.gram.recurrent import recurrent_layers_by_steps
 from lightning_stiffness.loss_head import double_precision_loss_heads
 
 
+@dataclass(frozen=True)
+class _Precision:
+    """How a loss is evaluated: its head in double precision, the network with the autocast of its own code."""
+
+    double_head: bool
+    autocast: bool
+
+
+# From the most exact on; the next where the user's code cannot take one.
+_PRECISIONS = tuple(_Precision(double_head, autocast) for autocast in (False, True) for double_head in (True, False))
+
+
 class LossSource:
-    """Calls the loss with its head in double precision, and without where the user's code cannot take that."""
+    """Calls the loss with its head in double precision and without autocast, where the user's code can take that."""
 
     def __init__(self, module: nn.Module, loss: Callable[[Any, Any], Tensor]) -> None:
         """`loss` maps (module, batch) to losses [n]."""
         self._module = module
         self._loss = loss
-        self._double = True
+        self._precision = _PRECISIONS[0]
 
     def __call__(self, batch: Any) -> Tensor:
         """The losses [n] of a batch, with their graph.
@@ -30,23 +45,38 @@ class LossSource:
         _require_per_sample(losses, batch_size(batch))
         return losses
 
+    @property
+    def has_autocast(self) -> bool:
+        """Whether the model could only be evaluated with the autocast of its own code."""
+        return self._precision.autocast
+
     def raw(self, module: Any, batch: Any) -> Tensor:
         """The losses of another module (the same with other parameter values), unchecked."""
-        with torch.enable_grad(), double_precision_loss_heads(self._double):
+        return self._with(self._precision, module, batch)
+
+    def _with(self, precision: _Precision, module: Any, batch: Any) -> Tensor:
+        with (
+            torch.enable_grad(),
+            double_precision_loss_heads(precision.double_head),
+            with_autocast(precision.autocast),
+            recurrent_layers_by_steps(self._module),
+        ):
             return self._loss(module, batch)
 
     def _evaluate(self, batch: Any) -> Tensor:
-        try:
-            return self.raw(self._module, batch)
-        except RuntimeError as cause:
-            if not self._double or isinstance(cause, torch.OutOfMemoryError):
+        failure: RuntimeError | None = None
+        for precision in _PRECISIONS[_PRECISIONS.index(self._precision) :]:
+            try:
+                losses = self._with(precision, self._module, batch)
+            except torch.OutOfMemoryError:  # noqa: PERF203 (a few turns)
                 raise
-            self._double = False
-        try:
-            return self.raw(self._module, batch)
-        except RuntimeError:
-            self._double = True  # precision was not the reason
-            raise
+            except RuntimeError as cause:
+                failure = cause
+            else:
+                self._precision = precision
+                return losses
+        assert failure is not None
+        raise failure
 
 
 def _require_per_sample(losses: Any, n: int) -> None:

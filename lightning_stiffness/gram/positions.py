@@ -1,6 +1,7 @@
 """Where the entries of a parameter end up when its uses see it transposed, sliced or split."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,13 +43,13 @@ _REPLAY: dict[str, Callable[[Tensor, Any, int], Tensor]] = {
 }
 
 
-def positions_of(use: Use, parameter: Tensor) -> Int[Tensor, "..."]:
-    """For each entry of the parameter as its consumer sees it, its place in the flattened parameter.
+def positions_of(use: Use, shape: Sequence[int]) -> Int[Tensor, "..."]:
+    """For each entry of a parameter of some shape as its consumer sees it, its place in the flattened parameter.
 
     Raises:
         NotCovered: A node on the way does not say what it did.
     """
-    index = torch.arange(parameter.numel()).view(parameter.shape)
+    index = torch.arange(math.prod(shape)).view(tuple(shape))
     for node, output in reversed(use.path):
         name = node.name().rstrip("012").removesuffix("Backward")
         try:
@@ -58,10 +59,10 @@ def positions_of(use: Use, parameter: Tensor) -> Int[Tensor, "..."]:
     return index
 
 
-def shape_of(use: Use, parameter: Tensor) -> tuple[int, ...]:
-    """The shape of the parameter as its consumer sees it."""
+def shape_of(use: Use, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a parameter of some shape as its consumer sees it."""
     if not use.path:
-        return tuple(parameter.shape)
+        return tuple(shape)
     node, output = use.path[0]
     metadata: Any = node
     return tuple(metadata._input_metadata[output].shape)

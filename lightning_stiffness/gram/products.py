@@ -1,79 +1,127 @@
-"""Block-symmetric products: K += G G^T computed on the upper block triangle only."""
+"""Symmetric products: K += G G^T, each entry above the diagonal computed once, and only where it is asked for."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
-# Below this width a block is kept until enough of them fill one product: many thin products cost more than one wide
-# one.
+from lightning_stiffness.gram.workspace import BLOCK_BYTES, Workspace
+
+# Below this width explicit gradients are kept until enough of them fill one product: many thin products cost more than
+# one wide one.
 THIN = 1024
+# On the CPU so many rows are one symmetric product; without one, rows are cut to save most of the lower triangle.
+SYMMETRIC_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the Gram matrix that is asked for: these rows and these columns, the same or apart."""
+
+    rows: range
+    columns: range
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether it lies on the diagonal."""
+        return self.rows == self.columns
+
+
+Tile: TypeAlias = tuple[slice, slice]
 
 
 class GramAccumulator:
-    """Sums the Gram contributions of all parameters in one [n, n] buffer; the lower triangle is filled at the end."""
+    """Sums the Gram contributions of all parameters; of blocks on the diagonal the lower triangle comes at the end.
 
-    def __init__(self, samples: int, dtype: torch.dtype, device: torch.device, scratch: int) -> None:
-        """Starts at zero; ``scratch`` bounds the bytes that thin blocks and temporaries may take."""
-        self.samples = samples
+    Attributes:
+        blocks: What is asked for.
+        matrices: The sum so far, for each block.
+        workspace: Memory for blocks of explicit gradients, which the next one overwrites.
+        scratch: Bytes that thin gradients and temporaries may take.
+    """
+
+    def __init__(self, blocks: Sequence[Block], like: Tensor, scratch: int, workspace: Workspace | None = None) -> None:
+        """Starts at zero, in the dtype and on the device of ``like``."""
+        self.blocks = tuple(blocks)
         self.scratch = scratch
-        self.matrix = torch.zeros(samples, samples, dtype=dtype, device=device)
+        self.matrices = [like.new_zeros(len(block.rows), len(block.columns)) for block in self.blocks]
+        self.workspace = workspace or Workspace(min(BLOCK_BYTES, scratch))
         self._thin: list[Tensor] = []
         self._thin_bytes = 0
-
-    def row_blocks(self) -> Iterator[tuple[int, int]]:
-        """Row ranges of the upper block triangle; a range (i, j) stands for the block matrix[i:j, i:]."""
-        step = -(-self.samples // _block_count(self.samples))
-        for start in range(0, self.samples, step):
-            yield start, min(self.samples, start + step)
 
     def add_dense(self, gradients: Tensor) -> None:
         """Adds G G^T of explicit gradients [n, columns]."""
         if gradients.shape[1] >= THIN:
             self._add_product(gradients)
             return
-        self._thin.append(gradients)
+        self._thin.append(gradients.clone())  # what a workspace lends does not last
         self._thin_bytes += gradients.numel() * gradients.element_size()
         if self._thin_bytes > self.scratch:
             self._flush()
 
     def add_outer(self, left: Tensor, right: Tensor, bias: bool) -> None:
         """Adds the Gram of g_i = right_i left_i^T (and of the bias gradient right_i): (A A^T + bias) * (D D^T)."""
-        for start, stop in self.row_blocks():
-            product = left[start:stop] @ left[start:].T
+        left, right = left.contiguous(), right.contiguous()
+        for target, rows, columns in self._tiles():
+            product = _product(left, rows, columns)
             if bias:
                 product += 1
-            self.matrix[start:stop, start:] += product.mul_(right[start:stop] @ right[start:].T)
+            target.add_(product.mul_(_product(right, rows, columns)))
 
     def add_outer_positions(self, left: Tensor, right: Tensor) -> None:
         """Adds the Gram of g_i = sum_t right_it left_it^T, without any g_i: an (n t x n t) product, in row blocks."""
-        n, t = left.shape[:2]
-        flat_left, flat_right = left.reshape(n * t, -1), right.reshape(n * t, -1)
-        step = max(1, min(n, self.scratch // (2 * t * t * n * left.element_size())))
-        for start in range(0, n, step):
-            stop = min(n, start + step)
-            product = flat_left[start * t : stop * t] @ flat_left[start * t :].T
-            product *= flat_right[start * t : stop * t] @ flat_right[start * t :].T
-            self.matrix[start:stop, start:] += product.view(stop - start, t, n - start, t).sum((1, 3))
+        t = left.shape[1]
+        for block, matrix in zip(self.blocks, self.matrices, strict=True):
+            step = max(1, self.scratch // max(1, 2 * t * t * len(block.columns) * left.element_size()))
+            for start in range(0, len(block.rows), step):
+                rows = block.rows[start : start + step]
+                first = start if block.symmetric else 0
+                columns = block.columns[first:]
+                product = _flat(left, rows) @ _flat(left, columns).T
+                product *= _flat(right, rows) @ _flat(right, columns).T
+                total = product.view(len(rows), t, len(columns), t).sum((1, 3))
+                matrix[start : start + step, first:] += total
 
     def add_scattered(self, rows: Tensor, columns: Tensor, values: Tensor) -> None:
         """Adds single entries; both (i, j) and (j, i) must be given for i != j."""
-        self.matrix.view(-1).index_add_(0, (rows * self.samples + columns).reshape(-1), values.reshape(-1))
+        rows, columns, values = (part.reshape(-1) for part in torch.broadcast_tensors(rows, columns, values))
+        for block, matrix in zip(self.blocks, self.matrices, strict=True):
+            row, column, value = rows - block.rows.start, columns - block.columns.start, values
+            if len(self.blocks) > 1 or not block.symmetric:
+                inside = (row >= 0) & (row < len(block.rows)) & (column >= 0) & (column < len(block.columns))
+                row, column, value = row[inside], column[inside], value[inside]
+            matrix.view(-1).index_add_(0, row * len(block.columns) + column, value)
 
     def add_matrix(self, matrix: Tensor) -> None:
         """Adds a full symmetric [n, n] contribution."""
-        self.matrix += matrix
+        for block, total in zip(self.blocks, self.matrices, strict=True):
+            total.add_(matrix[block.rows.start : block.rows.stop, block.columns.start : block.columns.stop])
 
-    def result(self) -> Tensor:
-        """The full symmetric sum [n, n]."""
+    def results(self) -> list[Tensor]:
+        """The sum in each block, full."""
         self._flush()
-        upper = self.matrix.triu_()
-        return upper + upper.triu(1).T
+        return [
+            _mirrored(matrix) if block.symmetric else matrix
+            for block, matrix in zip(self.blocks, self.matrices, strict=True)
+        ]
 
     def _add_product(self, gradients: Tensor) -> None:
         gradients = gradients.contiguous()
-        for start, stop in self.row_blocks():
-            self.matrix[start:stop, start:].addmm_(gradients[start:stop], gradients[start:].T)
+        for target, rows, columns in self._tiles():
+            if rows == columns and has_symmetric_product(gradients):
+                target.add_(symmetric_product(gradients[rows]))
+            else:
+                target.addmm_(gradients[rows], gradients[columns].T)
+
+    def _tiles(self) -> Iterator[tuple[Tensor, slice, slice]]:
+        """Parts of the blocks that together cover what must be computed: the sum there, its rows and its columns."""
+        for block, matrix in zip(self.blocks, self.matrices, strict=True):
+            for rows, columns in _tiles_of(block, has_symmetric_product(matrix)):
+                yield matrix[rows, columns], _shifted(rows, block.rows), _shifted(columns, block.columns)
 
     def _flush(self) -> None:
         if self._thin:
@@ -81,9 +129,76 @@ class GramAccumulator:
         self._thin, self._thin_bytes = [], 0
 
 
-def _block_count(samples: int) -> int:
-    """How finely to cut: more blocks save more of the lower triangle, but small products run slower (measured)."""
+def whole(samples: int) -> tuple[Block]:
+    """The Gram matrix of all pairs."""
+    return (Block(range(samples), range(samples)),)
+
+
+def has_symmetric_product(tensor: Tensor) -> bool:
+    """Whether `symmetric_product` takes such a tensor."""
+    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+
+
+def symmetric_product(rows: Tensor) -> Tensor:
+    """`rows @ rows.T` by BLAS's symmetric product, which torch does not offer and numpy takes for this expression.
+
+    It computes one triangle: 1.8 times as fast as torch's product (500 x 4,096 float32, one thread of an AMD EPYC).
+    """
+    array = rows.detach().numpy()
+    with _blas().limit(limits=torch.get_num_threads()):
+        return torch.from_numpy(array @ array.T)
+
+
+@functools.cache
+def _blas() -> ThreadpoolController:
+    """Numpy's BLAS has threads of its own, which know nothing of `torch.set_num_threads`."""
+    return ThreadpoolController().select(user_api="blas")
+
+
+def _product(rows: Tensor, first: slice, second: slice) -> Tensor:
+    if first == second and has_symmetric_product(rows):
+        return symmetric_product(rows[first])
+    return rows[first] @ rows[second].T
+
+
+def _tiles_of(block: Block, symmetric_product: bool) -> Iterator[Tile]:
+    """Row and column ranges inside a block that cover it, on the diagonal its upper triangle.
+
+    With a symmetric product at hand the tiles on the diagonal are squares that cost half; without, each range of rows
+    takes all columns from its first on.
+    """
+    height, width = len(block.rows), len(block.columns)
+    if not block.symmetric:
+        yield slice(0, height), slice(0, width)
+        return
+    count = -(-height // SYMMETRIC_ROWS) if symmetric_product else _row_ranges(height)
+    step = max(1, -(-height // max(1, count)))
+    for start in range(0, height, step):
+        rows = slice(start, min(height, start + step))
+        if not symmetric_product:
+            yield rows, slice(start, width)
+            continue
+        yield rows, rows
+        if rows.stop < width:
+            yield rows, slice(rows.stop, width)
+
+
+def _row_ranges(samples: int) -> int:
+    """How finely to cut: more ranges save more of the lower triangle, but small products run slower (measured)."""
     for limit, count in ((96, 1), (256, 2), (1200, 4)):
         if samples < limit:
             return count
     return 8
+
+
+def _shifted(part: slice, by: range) -> slice:
+    return slice(part.start + by.start, part.stop + by.start)
+
+
+def _flat(tensor: Tensor, samples: range) -> Tensor:
+    return tensor[samples.start : samples.stop].flatten(0, 1)
+
+
+def _mirrored(matrix: Tensor) -> Tensor:
+    upper = matrix.triu_()
+    return upper + upper.triu(1).T

@@ -1,8 +1,9 @@
 """What the engine returns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -13,14 +14,17 @@ class Gram:
 
     Attributes:
         matrix: K_ij = <g_i, g_j>, g_i the gradient of sample i's loss with respect to all trainable parameters. float64
-            where the device has it. Symmetric, positive semi-definite up to the rounding of the model's precision.
+            where the device has it. Symmetric, positive semi-definite up to the rounding of the model's precision. nan
+            for pairs that were not asked for.
         losses: The losses of the samples, detached.
         routes: For each trainable parameter, by its name in the module, how its contribution was computed.
+        parts: The Gram matrix of each group of parameters, where groups were asked for; they add up to ``matrix``.
     """
 
     matrix: Float[Tensor, "n n"]
     losses: Float[Tensor, "n"]
     routes: Mapping[str, str]
+    parts: Mapping[str, Float[Tensor, "n n"]] = field(default_factory=dict)
 
     @property
     def norms(self) -> Float[Tensor, "n"]:
@@ -31,6 +35,33 @@ class Gram:
     def zero(self) -> Bool[Tensor, "n"]:
         """Samples whose gradient is exactly zero: they have no direction and take no part in stiffness."""
         return self.matrix.diagonal() == 0
+
+
+@dataclass(frozen=True, eq=False)
+class CrossGram:
+    """Inner products of the gradients of the samples of one batch with those of another.
+
+    Attributes:
+        matrix: K_ij = <g_i, h_j>, float64 where the device has it.
+        row_norms: |g_i|; with ``column_norms`` they make cosines of ``matrix``. 0 for a sample without a direction.
+        column_norms: |h_j|.
+        row_losses: The losses of the first batch, detached.
+        column_losses: Those of the second.
+        routes: For each trainable parameter, by its name in the module, how its contribution was computed.
+    """
+
+    matrix: Float[Tensor, "n m"]
+    row_norms: Float[Tensor, "n"]
+    column_norms: Float[Tensor, "m"]
+    row_losses: Float[Tensor, "n"]
+    column_losses: Float[Tensor, "m"]
+    routes: Mapping[str, str]
+
+    @property
+    def cosines(self) -> Float[Tensor, "n m"]:
+        """K_ij / (|g_i| |h_j|), in [-1, 1]; nan where a sample has no direction."""
+        scale = self.row_norms[:, None] * self.column_norms
+        return torch.where(scale > 0, self.matrix / scale, torch.nan).clamp(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,10 @@ import warnings
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_stiffness import Decision, StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
+from lightning_stiffness import Decision, StiffnessDrop, StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
 from tests.callbacks.modules import Classifier, Memoriser, loader, mislabelled, trainer
 
 
@@ -38,12 +39,27 @@ def disagreeing(history):
     return Decision(rank == 1 and len(history) == 3, f"{len(history)} readings on rank {rank}", epoch=history[-1].epoch)
 
 
+class FirstBatch(Callback):
+    """Notes what a process trained on first."""
+
+    batch = None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batch = [part.tolist() for part in batch] if self.batch is None else self.batch
+
+
 CASES = {
     "default": (Memoriser, mislabelled, {}, 30),
     "steps": (Classifier, loader, {"every_n_steps": 2}, 2),
     "fails on 0": (FailsOnOneRank, loader, {}, 3),
     "fails on 1": (FailsOnTheOther, loader, {}, 3),
     "disagree": (Classifier, loader, {}, 6),
+    "batches": (
+        Classifier,
+        lambda: loader(shuffle=False),
+        {"probe": "batch", "every_n_batches": 1, "every_n_steps": 1},
+        2,
+    ),
     "no targets": (
         NoTargets,
         lambda: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(40, 8)), batch_size=10),
@@ -57,8 +73,12 @@ def main(case: str, folder: Path) -> None:
     warnings.simplefilter("ignore")
     kind, data, options, epochs = CASES[case]
     monitor = StiffnessMonitor(probe_size=40, **options)
-    stopper = StiffnessEarlyStopping(criterion=disagreeing if case == "disagree" else None)
-    run = trainer([stopper, monitor], strategy="ddp", devices=2, max_epochs=epochs, logger=CSVLogger(folder, "logs"))
+    criteria = {"disagree": disagreeing, "batches": StiffnessDrop(spread=0)}
+    stopper = StiffnessEarlyStopping(criterion=criteria.get(case))
+    first = FirstBatch()
+    run = trainer(
+        [stopper, monitor, first], strategy="ddp", devices=2, max_epochs=epochs, logger=CSVLogger(folder, "logs")
+    )
     found = {}
     try:
         run.fit(kind(), data())
@@ -71,6 +91,7 @@ def main(case: str, folder: Path) -> None:
         epochs=run.current_epoch,
         message=stopper.stopping_reason_message,
     )
+    (folder / f"batch{run.global_rank}.json").write_text(json.dumps(first.batch))
     (folder / f"rank{run.global_rank}.json").write_text(json.dumps(found))
 
 

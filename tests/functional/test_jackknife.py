@@ -11,13 +11,16 @@ from torch import Tensor
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional import (
     Stiffness,
+    Tally,
     between_class,
     class_matrix,
     cosine_pairs,
     jackknife_error,
+    pair_rows,
     sign_pairs,
     summarise,
     summarise_cross,
+    summarise_rows,
     within_class,
 )
 from tests.functional import oracle
@@ -237,3 +240,38 @@ def test_labels_of_any_integer_type(dtype):
     assert torch.equal(found.within_replicates, expected.within_replicates)
     cross = summarise_cross(pairs, targets.to(dtype), targets.to(dtype), 2)
     assert torch.equal(cross.matrix, summarise_cross(pairs, targets, targets, 2).matrix)
+
+
+def blocks(batches: list[Labelled]) -> tuple[Tensor, Tally, Tensor]:
+    """The pairs of all samples, nan across batches, and the same as rows."""
+    pairs = [cosine_pairs(one.gram) for one in batches]
+    rows = [pair_rows(values, one.targets, 4) for values, one in zip(pairs, batches, strict=True)]
+    whole = torch.block_diag(*[values.nan_to_num(nan=9.0) for values in pairs])
+    inside = torch.block_diag(*[torch.ones_like(values) for values in pairs]) > 0
+    whole = whole.masked_fill(~inside | (whole == 9), NAN)
+    joined = Tally(torch.cat([one.total for one in rows]), torch.cat([one.count for one in rows]))
+    return whole, joined, torch.cat([one.targets for one in batches])
+
+
+@given(batches=st.lists(labelled(max_samples=5), min_size=1, max_size=4))
+def test_rows_of_batches_equal_samples_really_left_out(batches: list[Labelled]) -> None:
+    pairs, rows, targets = blocks(batches)
+    found = summarise_rows(rows, targets, 4)
+    assert_statistic(found, class_matrix(pairs, targets, targets, 4))
+    assert_replicates(found, oracle.replicates(pairs.tolist(), targets.tolist(), 4))
+
+
+@pytest.mark.parametrize(("batch", "most"), [(32, 1.25), (8, 1.5)])
+def test_errors_of_batches_are_safe_and_near_those_of_many_draws(batch: int, most: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    means = 0.3 + torch.randn(CLASSES, PARAMETERS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    values, errors = [], []
+    for _ in range(200):
+        targets = torch.randint(CLASSES, (10, batch), generator=generator)
+        noise = torch.randn(10, batch, PARAMETERS, generator=generator, dtype=torch.float64)
+        drawn = [Labelled(means[of] + one, of, CLASSES) for of, one in zip(targets, noise, strict=True)]
+        _, rows, together = blocks(drawn)
+        found = summarise_rows(rows, together, CLASSES)
+        values.append([found.within, found.between])
+        errors.append([found.within_se, found.between_se])
+    assert all(0.9 < ratio < most for ratio in coverage(values, errors))

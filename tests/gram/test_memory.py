@@ -46,7 +46,7 @@ def test_a_budget_bounds_the_memory(work):
         return float(subprocess.run(command, env=ALLOCATOR, capture_output=True, text=True, check=True).stdout)
 
     free, bounded = extra(4096), extra(32)
-    assert free > 100  # MB: one pass over everything
+    assert free > 2 * 32  # MB: more than is allowed then
     assert bounded < 1.5 * 32
 
 
@@ -62,7 +62,7 @@ def test_chunks_keep_no_activations_of_earlier_chunks():
             return result
 
     model = nn.Sequential(Recording(8, 8), nn.Tanh(), nn.Linear(8, CLASSES))
-    engine = GramEngine(model, cross_entropy, budget=500, check=False)
+    engine = GramEngine(model, cross_entropy, budget=500, check_every=0)
     engine.gram(build("mlp").batch)
     assert len(alive) > 8
     engine.class_cosine(build("mlp").batch, build("mlp").batch[1], CLASSES)

@@ -1,0 +1,163 @@
+"""What is asked of the Gram matrix: all of it or some blocks, in one sum over the parameters or one for each group."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.collect import Found
+from lightning_stiffness.gram.products import Block, GramAccumulator, whole
+from lightning_stiffness.gram.results import CrossGram, Gram
+from lightning_stiffness.gram.workspace import BLOCK_BYTES, Workspace
+
+EVERYTHING = ""
+
+
+def layer_of(parameter: str) -> str:
+    """The module that holds a parameter: its name up to the last dot; `(root)` for one of the model itself."""
+    return parameter.rpartition(".")[0] or "(root)"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Blocks of the Gram matrix of samples in some order, and how the parameters are grouped.
+
+    Attributes:
+        order: The samples, in the order in which the blocks count them.
+        blocks: Rows and columns that are wanted.
+        group_of: parameter name -> the group whose Gram it adds to; None for one sum over all.
+        norms: Whether the norms of the gradients are wanted as well, which blocks off the diagonal do not tell.
+    """
+
+    order: tuple[int, ...]
+    blocks: tuple[Block, ...]
+    group_of: Callable[[str], str] | None = None
+    norms: bool = False
+
+
+def everything(samples: int) -> Request:
+    """All pairs."""
+    return Request(tuple(range(samples)), whole(samples))
+
+
+def by_class(targets: Sequence[int]) -> Request:
+    """The pairs of samples of the same class."""
+    order = sorted(range(len(targets)), key=lambda sample: targets[sample])
+    blocks, start = [], 0
+    for _, members in groupby(targets[sample] for sample in order):
+        stop = start + len(list(members))
+        blocks.append(Block(range(start, stop), range(start, stop)))
+        start = stop
+    return Request(tuple(order), tuple(blocks))
+
+
+def across(first: int, second: int) -> Request:
+    """Each of the first samples with each of the second ones, which follow them in the batch."""
+    both = first + second
+    return Request(tuple(range(both)), (Block(range(first), range(first, both)),), norms=True)
+
+
+def grouping(by: str | Callable[[str], str]) -> Callable[[str], str]:
+    """The function behind `by`.
+
+    Raises:
+        StiffnessError: It is not known.
+    """
+    known: dict[str, Callable[[str], str]] = {"layer": layer_of, "parameter": lambda name: name}
+    if callable(by):
+        return by
+    if by not in known:
+        raise StiffnessError(
+            f'by must be "layer", "parameter", or a function from the name of a parameter to that of its group; '
+            f"found {by!r}."
+        )
+    return known[by]
+
+
+class Totals:
+    """Sums what is found into one accumulator for each group of parameters."""
+
+    def __init__(self, request: Request, names: Sequence[str], like: Tensor, scratch: int) -> None:
+        """Starts at zero, in the dtype and on the device of ``like``."""
+        self._request = request
+        group_of = request.group_of or (lambda name: EVERYTHING)
+        self.group_of = [group_of(name) for name in names]
+        workspace = Workspace(min(BLOCK_BYTES, scratch))
+        self.parts = {
+            group: GramAccumulator(request.blocks, like, scratch, workspace) for group in dict.fromkeys(self.group_of)
+        }
+        self._squares = like.new_zeros(len(request.order))
+        self.weights = torch.ones_like(self._squares)
+
+    def add(self, found: Found) -> None:
+        """Adds what all samples contribute to one parameter, or to several that one form covers."""
+        groups = [self.group_of[index] for index in found.parameters]
+        parts = (
+            ((groups[0], found.factors),) if len(set(groups)) == 1 else zip(groups, found.factors.split(), strict=True)
+        )
+        for group, factors in parts:
+            factors.add_gram(self.parts[group])
+            if self._request.norms:
+                self._squares += factors.square_norms()
+
+    def add_dense(self, index: int, gradients: Iterable[Tensor]) -> None:
+        """Adds explicit gradients of the parameter with that number, or some that share its group."""
+        total = self.parts[self.group_of[index]]
+        for block in gradients:
+            dense = block.detach().to(self._squares.dtype)
+            total.add_dense(dense)
+            if self._request.norms:
+                self._squares += dense.square().sum(1)
+
+    def grouped(self, indices: Iterable[int]) -> list[list[int]]:
+        """The same parameters, those of a group together."""
+        ordered = sorted(indices, key=lambda index: self.group_of[index])
+        return [list(members) for _, members in groupby(ordered, lambda index: self.group_of[index])]
+
+    def gram(self, values: Tensor, routes: Mapping[str, str]) -> Gram:
+        """What was asked for, in the order of the batch."""
+        parts = {group: self._placed(self._blocks(total)) for group, total in self.parts.items()}
+        losses = torch.empty_like(values)
+        losses[list(self._request.order)] = values
+        if self._request.group_of is None:
+            return Gram(parts[EVERYTHING], losses, routes)
+        total = sum(parts.values(), torch.zeros_like(next(iter(parts.values()))))
+        return Gram(total, losses, routes, parts)
+
+    def cross(self, values: Tensor, routes: Mapping[str, str]) -> CrossGram:
+        """The only block, between the samples of two batches."""
+        (block,) = self._request.blocks
+        norms = self._squares.to(self._scale.dtype).sqrt() * self._scale
+        (matrix,) = self._blocks(self.parts[EVERYTHING])
+        rows, columns = _slice(block.rows), _slice(block.columns)
+        return CrossGram(matrix, norms[rows], norms[columns], values[rows], values[columns], routes)
+
+    @property
+    def _scale(self) -> Tensor:
+        """What undoes the weights which gradients were multiplied by, in float64 where the device has it."""
+        return 1 / (self.weights if self.weights.device.type == "mps" else self.weights.double())
+
+    def _blocks(self, total: GramAccumulator) -> list[Tensor]:
+        scale = self._scale
+        return [
+            matrix.to(scale.dtype).mul_(scale[_slice(block.rows)][:, None]).mul_(scale[_slice(block.columns)])
+            for block, matrix in zip(self._request.blocks, total.results(), strict=True)
+        ]
+
+    def _placed(self, blocks: Sequence[Tensor]) -> Tensor:
+        """The matrix [n, n] in the order of the batch, nan outside the blocks."""
+        n = len(self._request.order)
+        if self._request.blocks == whole(n) and self._request.order == tuple(range(n)):
+            return blocks[0]
+        matrix = blocks[0].new_full((n, n), torch.nan)
+        order = torch.tensor(self._request.order, device=matrix.device)
+        for block, values in zip(self._request.blocks, blocks, strict=True):
+            matrix[order[_slice(block.rows)][:, None], order[_slice(block.columns)]] = values
+        return matrix
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop)

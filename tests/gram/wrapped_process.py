@@ -1,0 +1,109 @@
+"""One process of `test_wrapped`: wraps a module, measures it, and trains it on."""
+
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram import GramEngine
+from tests.gram.test_wrapped import CLASSES, batch, network
+from tests.oracle import cross_entropy, loop_gram
+
+
+def ddp(closed_over: bool = False) -> None:
+    """Measured between two steps, the second as if nothing had been measured; also while gradients accumulate."""
+    model, untouched = (nn.parallel.DistributedDataParallel(with_buffers()) for _ in range(2))
+    for wrapped in (model, untouched):
+        train(wrapped)
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    loss = (lambda module, batch: cross_entropy(model, batch)) if closed_over else cross_entropy
+    gram = GramEngine(model, loss).gram(batch())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients, strict=True))
+    expected, _ = loop_gram(plain_copy(model.module), cross_entropy, batch())
+    assert (gram.matrix - expected).norm() <= 1e-5 * expected.norm()
+    assert "0.weight" in gram.routes
+    for wrapped in (model, untouched):
+        train(wrapped)
+        train(wrapped)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(model.parameters(), untouched.parameters(), strict=True))
+
+
+def with_buffers() -> nn.Module:
+    """A network whose buffers are broadcast by the wrapper."""
+    model = network()
+    return nn.Sequential(*model[:1], nn.BatchNorm1d(8).eval(), *model[1:])
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A module with the same parameters and buffers."""
+    copy = with_buffers()
+    copy.load_state_dict(module.state_dict())
+    return copy
+
+
+def train(model: nn.Module) -> None:
+    """One step of gradient descent on samples which differ from process to process."""
+    x, y = batch()
+    cross_entropy(model, (x + dist.get_rank(), y)).mean().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(0.01 * parameter.grad)
+
+
+def refused(model: nn.Module) -> None:
+    """A clear error, not a Gram matrix of zeros."""
+    with pytest.raises(StiffnessError, match="sharded"):
+        GramEngine(model, cross_entropy).gram(batch())
+
+
+def fully_shard() -> None:
+    """FSDP2."""
+    from torch.distributed.fsdp import fully_shard as shard
+
+    model = network()
+    shard(model, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
+    refused(model)
+    whole = network()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
+    expected, _ = loop_gram(network(), cross_entropy, batch())
+    gram = GramEngine(whole, cross_entropy).gram(batch())  # what the message says
+    assert (gram.matrix - expected).norm() <= 1e-5 * expected.norm()
+
+
+def fsdp() -> None:
+    """FSDP1."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    refused(FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
+
+
+def dtensor() -> None:
+    """Tensor parallelism."""
+    from torch.distributed.tensor import distribute_module
+
+    refused(distribute_module(network(), dist.init_device_mesh("cpu", (dist.get_world_size(),))))
+
+
+CASES = {
+    "ddp": ddp,
+    "ddp_closed_over": lambda: ddp(closed_over=True),
+    "fully_shard": fully_shard,
+    "fsdp": fsdp,
+    "dtensor": dtensor,
+}
+
+if __name__ == "__main__":
+    rank, processes, store = sys.argv[1:]
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(processes))
+    assert CLASSES == 4
+    for name, case in CASES.items():
+        case()
+        dist.barrier()
+        print(name, "right")
+    dist.destroy_process_group()
