@@ -274,7 +274,8 @@ def failures(results: Results) -> list[str]:
 
 def draw(results: Results) -> Figure:
     """One panel for each n: a band a model, a mark a method, time over the floor on a logarithmic scale."""
-    sizes, models = results.sizes or class_sizes(results), results.named(ALL_MODELS, "model")
+    sizes = results.sizes or sorted({cell.samples for cell in results.outcomes})
+    models = results.named(ALL_MODELS, "model")
     methods = [method for method in results.named(METHODS, "method") if method in MARKS]
     band = 0.135 * (len(methods) + 1)
     figure = Figure(

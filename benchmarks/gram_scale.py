@@ -114,7 +114,13 @@ def parse(arguments: list[str] | None = None) -> tuple[Settings, Path]:
     add("--largest", type=positive, default=10_000, metavar="N", help="largest n (10000)")
     add("--width-samples", type=positive, default=128, metavar="N", help="n of the part p (128)")
     add("--repeats", type=positive, default=3, help="calls after the first one; quick calls get more (3)")
-    add("--patience", type=float, default=150.0, metavar="SECONDS", help="longest call; a third for vmap (150)")
+    add(
+        "--patience",
+        type=float,
+        default=150.0,
+        metavar="SECONDS",
+        help="longest call; a quarter for vmap with n > 500 (150)",
+    )
     add("--peer-memory", type=float, default=4.0, metavar="GIB", help="what vmap may take (4)")
     add(
         "--large-budget", type=float, default=2.0, metavar="GIB",

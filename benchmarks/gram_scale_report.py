@@ -214,8 +214,9 @@ def large_section(results: ScaleResults) -> list[str]:
         error = "" if outcome.largest_error is None else f"{outcome.largest_error:.0e}"
         lines.append([*names, f"{gradients:.1f}", *found, error])
     text = (
-        f"`GramEngine` with a budget of {results.settings['large_budget']:g} GiB in a process whose address space may grow by no more than 2 GiB (RLIMIT_AS) "
-        "after model and data are loaded; explicit gradients would take the GB of the fourth column."
+        f"`GramEngine` with a budget of {results.settings['large_budget']:g} GiB in a process whose address space may "
+        "grow by no more than 2 GiB (RLIMIT_AS) after model and data are loaded; explicit gradients would take the GB "
+        "of the fourth column."
     )
     reasons = [f"{cell.model}: {o.status}: {o.reason}" for cell, o in results.large.items() if not o.is_measured]
     head = ["", "p", "n", "n p in GB", "seconds", "extra MB", "largest error"]

@@ -148,15 +148,15 @@ def add_selection(made: argparse.ArgumentParser) -> None:
 def add_settings(made: argparse.ArgumentParser) -> None:
     """How it is measured."""
     add, flag = made.add_argument, {"action": "store_true"}
-    add("--repeats", type=positive, default=5, help="calls after the first one; bursts of quick ones (5)")
+    add("--repeats", type=positive, default=4, help="calls after the first one; bursts of quick ones (4)")
     add(
-        "--cell-seconds", type=float, default=8.0, metavar="SECONDS",
-        help="what repeats of a peer may fill; a longer call is made once (8)",
+        "--cell-seconds", type=float, default=4.0, metavar="SECONDS",
+        help="what repeats of a peer may fill; a longer call is made once (4)",
     )  # fmt: skip
-    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="limit of one call (120)")
+    add("--timeout", type=float, default=90.0, metavar="SECONDS", help="limit of one call (90)")
     add(
         "--patience", type=float, default=60.0, metavar="SECONDS",
-        help="calls that would take longer are left out; of peers with n > 500 a third of that (60)",
+        help="calls that would take longer are left out; of peers with n > 500 a quarter of that (60)",
     )  # fmt: skip
     add(
         "--memory", type=float, default=free_gigabytes() * SHARE_OF_MEMORY, metavar="GB",

@@ -280,12 +280,12 @@ OURS = "lightning_stiffness"
 METHODS = {
     "floor": Method("floor: forward + backward", floor, "yardstick", "nothing", typical=1.0),
     "bound": Method("forward + input-backward alone", bound, "yardstick", "nothing", typical=0.7),
-    "ours": Method("lightning-stiffness", ours, "own", package=OURS, typical=1.8),
+    "ours": Method("lightning-stiffness", ours, "own", package=OURS, typical=1.5),
     "within": Method(
         "lightning-stiffness, within classes only", ours_within, "own", "gram within classes", OURS, typical=1.6
     ),
     "class_cosine": Method(
-        "lightning-stiffness, class cosine", ours_class_cosine, "own", "class_cosine", OURS, typical=1.6
+        "lightning-stiffness, class cosine", ours_class_cosine, "own", "class_cosine", OURS, typical=1.4
     ),
     "vmap": Method("torch.func vmap(grad)", torch_func, typical=2.5),
     "vmap50": Method("torch.func vmap(grad), chunks of 50", partial(torch_func, chunk_size=50), typical=2.5),

@@ -9,7 +9,7 @@ from models import ALL_MODELS
 from peers import METHODS
 from sessions import Patience
 
-START_SECONDS = 2.5  # of a process, two being started at once
+START_SECONDS = 2.0  # of a process, two being started at once
 THREADED = ("floor", "ours", "class_cosine")
 THREADED_SAMPLES = 500
 Find = Callable[[Cell], Outcome | None]
@@ -101,8 +101,10 @@ class Forecast:
             return 0.0
         call = self.seconds(cell)
         calls = 1 + patience.wanted(cell, call)
-        is_bound = cell.method == "bound"
-        return START_SECONDS + calls * max(call, 0.15) + (2 * call if is_bound else 0.0)
+        explained = (
+            1.5 * self.seconds_per_sample[cell.model] * min(cell.samples, 500) if cell.method == "bound" else 0.0
+        )
+        return START_SECONDS + calls * max(call, 0.15) + explained
 
 
 KNOWN_SIZES = tuple(sorted({2**k for k in range(4, 15)} | {100, 200, 500, 1000, 2000, 5000, 10_000}))

@@ -18,6 +18,7 @@ from cells import Cell, CellOrder, FixtureOrder, Outcome, outcome_of
 from machine import CELL, variables
 from peers import METHODS
 
+LONG_SECONDS = 15.0  # a call that takes longer is made once
 AT_ONCE = 2  # processes that are started together: they import, nothing is timed
 
 
@@ -27,30 +28,31 @@ class Patience:
 
     Attributes:
         repeats: Calls (or bursts of quick calls) after the first.
-        cell_seconds: What the repeats of a peer may fill; the others get as many as `least` where they take longer.
+        cell_seconds: What repeats may fill; those of our own cells and the yardsticks more, unless a call is long.
         timeout: Seconds after which a call is given up.
-        longest: Seconds that a call may be expected to take and still be made; of a peer at n > 500 a third of that.
+        longest: Seconds that a call may be expected to take and still be made; of a peer at n > 500 a quarter of that.
     """
 
-    repeats: int = 5
-    cell_seconds: float = 8.0
-    timeout: float = 120.0
+    repeats: int = 4
+    cell_seconds: float = 4.0
+    timeout: float = 90.0
     longest: float = 60.0
 
     def wanted(self, cell: Cell, first: float) -> int:
         """Calls after the first one, which took so many seconds."""
         within_time = min(self.repeats, int(self.cell_seconds / max(first, 1e-9)))
-        return max(within_time, min(self.repeats, self._least(cell)))
+        return max(within_time, min(self.repeats, self._least(cell, first)))
 
-    def _least(self, cell: Cell) -> int:
-        if METHODS[cell.method].kind == "peer":
+    @staticmethod
+    def _least(cell: Cell, first: float) -> int:
+        if METHODS[cell.method].kind == "peer" or first > LONG_SECONDS:
             return 0
-        return 3 if cell.samples <= 500 else 1 if cell.samples <= 2000 else 0
+        return 2 if cell.samples <= 500 else 1
 
     def longest_of(self, cell: Cell) -> float:
         """The longest call that is made in a cell."""
         is_peer = METHODS[cell.method].kind == "peer"
-        return self.longest / 3 if is_peer and cell.samples > 500 else self.longest
+        return self.longest / 4 if is_peer and cell.samples > 500 else self.longest
 
 
 @final

@@ -14,6 +14,8 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 TESTED_ELSEWHERE = {
     "errors": "raised and matched throughout",
     "gram/check": "gram/test_check",
+    "gram/modes": "gram/test_plain",
+    "gram/trainable": "gram/test_wrapped",
     "callbacks/reader": "callbacks/test_monitor",
     "callbacks/arguments": "callbacks/test_monitor",
     "callbacks/run_folder": "callbacks/test_monitor",

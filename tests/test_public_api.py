@@ -34,6 +34,7 @@ MONITOR = {
     "at_start": True,
     "mode": "train",
     "probe": None,
+    "every_n_batches": 10,
     "probe_size": 200,
     "num_classes": None,
     "loss": None,

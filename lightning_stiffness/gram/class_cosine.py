@@ -1,4 +1,4 @@
-"""The class matrix of mean cosines: by sums of unit gradients over classes, or by the Gram matrix if that costs less."""
+"""The class matrix of mean cosines: by sums of unit gradients over classes, or by K where that costs less."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

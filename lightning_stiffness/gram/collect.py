@@ -212,7 +212,7 @@ class Collector:
             raise Declined(operand.parameters, f"{operand.node.name()}: {str(cause).splitlines()[0]}") from cause
         for parameter, part in zip(wanted, parts, strict=True):
             if part is not None:
-                self._pass_on(Found((-1, index), (parameter,), f"behind {short_name(operand.node)}", part))
+                self._pass_on(Found((-1, index, parameter), (parameter,), f"behind {short_name(operand.node)}", part))
 
     def _apply(self, consumer: Consumer, gradient: Tensor, layout: Layout) -> dict[tuple[int, ...], Factors]:
         """The rule of a node, by input slots."""

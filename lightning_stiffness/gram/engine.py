@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
-from lightning_stiffness.batching import batch_size, take
+from lightning_stiffness.batching import batch_size, join, take
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.check import Check, tolerance_of
 from lightning_stiffness.gram.class_cosine import class_cosine
@@ -20,7 +21,8 @@ from lightning_stiffness.gram.measurement import Measurement
 from lightning_stiffness.gram.modes import require_measurable_mode
 from lightning_stiffness.gram.plain import plainly, unwrapped
 from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan
-from lightning_stiffness.gram.results import ClassCosine, Explanation, Gram
+from lightning_stiffness.gram.results import ClassCosine, CrossGram, Explanation, Gram
+from lightning_stiffness.gram.totals import across, by_class, everything, grouping
 from lightning_stiffness.gram.trainable import trainable
 from lightning_stiffness.structure import tensors
 
@@ -87,20 +89,63 @@ class GramEngine:
         self._readings = 0
         self._checks = 0
 
-    def gram(self, batch: Any) -> Gram:
+    def gram(
+        self, batch: Any, *, by: str | Callable[[str], str] | None = None, within: Int[Tensor, "n"] | None = None
+    ) -> Gram:
         """The Gram matrix of a batch.
+
+        Args:
+            batch: The samples.
+            by: "layer" (the module that holds a parameter), "parameter", or a function from the name of a parameter to
+                that of its group: `parts` of the result then has the Gram of each group, at the cost of their memory.
+                A parameter that is used under several names counts by its first one.
+            within: The class of each sample: only pairs of the same class are computed, a c-th of the products for c
+                classes of equal size; the others are nan.
 
         Returns:
             Matrix [n, n], losses [n], and the route of each parameter.
 
         Raises:
-            StiffnessError: The loss is no finite vector [n] with a gradient, or random, or nothing is trainable.
+            StiffnessError: The loss is no finite vector [n] with a gradient, or random, or nothing is trainable, or an
+                argument does not fit.
             MixedSamplesError: The loss of one sample depends on the others.
         """
+        n = batch_size(batch)
+        if within is not None:
+            _require_classes(within, n)
+        request = everything(n) if within is None else by_class(within.tolist())
+        request = request if by is None else replace(request, group_of=grouping(by))
+
+        def work(measurement: Measurement) -> Gram:
+            return measurement.gram(request)
+
         with plainly(self._outermost):
+            if within is not None:
+                self._check_a_few(batch)
+                return self._run(batch, work)
             is_due = self._is_due(batch)
-            gram = self._run(batch, Measurement.gram)
-            return self._checked(batch, gram) if is_due else gram
+            gram = self._run(batch, work)
+            return self._checked(batch, gram, work) if is_due else gram
+
+    def cross_gram(self, first: Any, second: Any) -> CrossGram:
+        """The inner products of the gradients of one batch with those of another, without those inside a batch.
+
+        Args:
+            first: The samples of the rows.
+            second: The samples of the columns; a batch of the same structure and shapes, of another size if you like.
+
+        Returns:
+            Matrix [n, m], the norms and losses of both sides; `cosines` has the cosines.
+
+        Raises:
+            StiffnessError: As `gram`, or batches that cannot be joined.
+            MixedSamplesError: The loss of one sample depends on the others.
+        """
+        batch = join([first, second])
+        request = across(batch_size(first), batch_size(second))
+        with plainly(self._outermost):
+            self._check_a_few(batch)
+            return self._run(batch, lambda measurement: measurement.cross_gram(request))
 
     def class_cosine(self, batch: Any, targets: Int[Tensor, "n"], num_classes: int) -> ClassCosine:
         """The class matrix of mean cosines without the Gram matrix: linear in n, with memory for c x p sums.
@@ -175,7 +220,12 @@ class GramEngine:
         require_measurable_mode(self.module)
         kind = self._kind(batch)
         if kind not in self._plans:
-            plan = make_plan(lambda k: self._source(take(batch, slice(0, k), n)), list(names.values()), n)
+            few = max(TRIAL_SIZES)  # small batches are repeated: one sample alone does not show its axis
+
+            def losses_of(k: int) -> Tensor:
+                return self._source(take(batch, [sample % n for sample in range(k)], n))
+
+            plan = make_plan(losses_of, list(names.values()), max(n, few))
             plan.leave_to_fallback([k for k, name in enumerate(names) if name in self._mistrusted], MISTRUSTED)
             plan.fallback_route = self._fallback_route
             if len(self._plans) == PLANS:

@@ -1,6 +1,6 @@
 """One batch of one model: its factors, chunk by chunk and group by group, within a budget of memory."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -97,7 +97,7 @@ class Measurement:
             routes.update((names[index], found.factors.route) for index in found.parameters)
             totals.add(found)
 
-        values, weights = self._pass_all(request.order, add)
+        values, weights = self._pass_all(request.order, totals.cut, add)
         totals.weights = weights
         batch = self._take(request.order) if self.plan.fallback else None
         for indices in totals.grouped(sorted(self.plan.fallback)):
@@ -108,37 +108,49 @@ class Measurement:
             routes.update((name, f"fallback: {reason}; {fallback.route}") for name, reason in reasons)
         return totals, values, routes
 
-    def _pass_all(self, order: Sequence[int], emit: Callable[[Found], None]) -> tuple[Tensor, Tensor]:
+    def _pass_all(
+        self, order: Sequence[int], cut: Callable[[Found], Iterable[Found]], emit: Callable[[Found], None]
+    ) -> tuple[Tensor, Tensor]:
         """Emits what all samples in this order contribute to each parameter; returns their losses and weights.
 
         Small batches go through the model at once, and so do those of which what is found takes as much memory as the
         activations. Others go in chunks, which run faster since their memory is used again, and what is found is kept
         for all samples: of all parameters if that fits the budget, else of one group after the other.
         """
+
+        def emit_cut(found: Found) -> None:
+            for part in cut(found):
+                emit(part)
+
         activations = self.samples * self.plan.bytes_per_sample
         fits = self.chunk >= self.samples
         if activations <= SMALL_BYTES and fits:
-            return self.pass_chunk(order, emit)
+            return self.pass_chunk(order, emit_cut)
         sizes = self.found_sizes()
         kept = sum(size.elements for size in sizes) * self.samples * ITEM_BYTES
         if fits and kept > min(activations * WORTH_KEEPING, self.budget // 2):
-            return self.pass_chunk(order, emit)
+            return self.pass_chunk(order, emit_cut)
         fast = max(SMALL_CHUNK, CHUNK_BYTES // self.plan.bytes_per_sample)
         chunks = self.chunks(order, min(self.chunk, fast))
         groups = self.groups([size.elements * self.samples * ITEM_BYTES for size in sizes])
-        done = [self._pass_chunks(chunks, emit, group) for group in groups]
+        done = [self._pass_chunks(chunks, (cut, emit), group) for group in groups]
         return done[0]
 
     def _pass_chunks(
-        self, chunks: Sequence[Sequence[int]], emit: Callable[[Found], None], group: set[int] | None
+        self,
+        chunks: Sequence[Sequence[int]],
+        cut_and_emit: tuple[Callable[[Found], Iterable[Found]], Callable[[Found], None]],
+        group: set[int] | None,
     ) -> tuple[Tensor, Tensor]:
         """Keeps what is found of some parameters, chunk by chunk, and emits it for all samples together."""
+        cut, emit = cut_and_emit
         kept: dict[Hashable, dict[int, Found]] = {}
         done = []
         for number, samples in enumerate(chunks):
 
             def keep(found: Found, number: int = number) -> None:
-                kept.setdefault(found.identity, {})[number] = compact(found)
+                for part in cut(found):
+                    kept.setdefault(part.identity, {})[number] = compact(part)
 
             done.append(self.pass_chunk(samples, keep, group))
         sizes = [len(samples) for samples in chunks]

@@ -47,8 +47,8 @@ def plainly(module: nn.Module) -> Iterator[None]:
 
     Compiled modules and functions run uncompiled (torch knows this switch for all threads only), activation
     checkpointing keeps its activations, autocast does nothing, neither around the context nor inside the model's own
-    code, gradients are recorded, and no process waits for another. Buffers of parts in training mode and the random state are put back at the end,
-    also after an exception.
+    code, gradients are recorded, and no process waits for another. Buffers of parts in training mode and the random
+    state are put back at the end, also after an exception.
 
     Args:
         module: The model; its device and its buffers count.

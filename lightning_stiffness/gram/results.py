@@ -36,6 +36,15 @@ class Gram:
         """Samples whose gradient is exactly zero: they have no direction and take no part in stiffness."""
         return self.matrix.diagonal() == 0
 
+    @property
+    def cosines(self) -> Float[Tensor, "n n"]:
+        """K_ij / (|g_i| |g_j|), in [-1, 1].
+
+        nan for a sample with itself, for samples without a direction, and for pairs that were not asked for: what
+        `lightning_stiffness.functional.class_matrix` leaves out of its means.
+        """
+        return _cosines(self.matrix, self.norms, self.norms).fill_diagonal_(torch.nan)
+
 
 @dataclass(frozen=True, eq=False)
 class CrossGram:
@@ -60,8 +69,7 @@ class CrossGram:
     @property
     def cosines(self) -> Float[Tensor, "n m"]:
         """K_ij / (|g_i| |h_j|), in [-1, 1]; nan where a sample has no direction."""
-        scale = self.row_norms[:, None] * self.column_norms
-        return torch.where(scale > 0, self.matrix / scale, torch.nan).clamp(-1, 1)
+        return _cosines(self.matrix, self.row_norms, self.column_norms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +138,11 @@ class Explanation:
     def flops(self) -> int:
         """Sum over the parameters that take the graph route."""
         return sum(row.flops or 0 for row in self.rows)
+
+
+def _cosines(matrix: Tensor, row_norms: Tensor, column_norms: Tensor) -> Tensor:
+    rows, columns = (torch.where(norms > 0, norms, torch.nan) for norms in (row_norms, column_norms))
+    return (matrix / rows[:, None] / columns).clamp_(-1, 1)
 
 
 def _millions(value: int | None, unit: float) -> str:

@@ -1,7 +1,7 @@
 """What is asked of the Gram matrix: all of it or some blocks, in one sum over the parameters or one for each group."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
@@ -92,16 +92,18 @@ class Totals:
         self._squares = like.new_zeros(len(request.order))
         self.weights = torch.ones_like(self._squares)
 
+    def cut(self, found: Found) -> Iterable[Found]:
+        """One value for each group, where one form covers parameters of several."""
+        if len({self.group_of[index] for index in found.parameters}) == 1:
+            return (found,)
+        pairs = zip(found.parameters, found.factors.split(), strict=True)
+        return [replace(found, parameters=(index,), factors=factors) for index, factors in pairs]
+
     def add(self, found: Found) -> None:
-        """Adds what all samples contribute to one parameter, or to several that one form covers."""
-        groups = [self.group_of[index] for index in found.parameters]
-        parts = (
-            ((groups[0], found.factors),) if len(set(groups)) == 1 else zip(groups, found.factors.split(), strict=True)
-        )
-        for group, factors in parts:
-            factors.add_gram(self.parts[group])
-            if self._request.norms:
-                self._squares += factors.square_norms()
+        """Adds what all samples contribute to the parameters of a group."""
+        found.factors.add_gram(self.parts[self.group_of[found.parameters[0]]])
+        if self._request.norms:
+            self._squares += found.factors.square_norms()
 
     def add_dense(self, index: int, gradients: Iterable[Tensor]) -> None:
         """Adds explicit gradients of the parameter with that number, or some that share its group."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_stiffness.batching import take
-from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.errors import MixedSamplesError, StiffnessError
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.gram.rules import RULES
 from tests.oracle import cross_entropy, in_double, loop_gram
@@ -92,11 +92,15 @@ def test_double_precision_model_is_exact_parameter_by_parameter(name):
         assert error <= 1e-10 * (own @ own.T).norm() + floor, [list(measurement.names)[k] for k in key]
 
 
-SMALL = [(name, 500 if name in CORE else 5000) for name in MODELS]
+IN_CHUNKS = (  # what the core has not: bags, operands, several matrices, rows in any order
+    *("embedding_bags_of_different_sizes", "parametrized_weight_norm", "position_embedding_by_look_up"),
+    *("weights_of_experts_with_dense_routing", "packed_gru", "experts_chosen_by_value", "frames_folded_into_the_batch"),
+)
+SMALL = [(name, 500) for name in CORE] + [(name, 3000) for name in IN_CHUNKS]
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")  # by torch, where the model is evaluated as it is
-@pytest.mark.parametrize(("name", "budget"), [*SMALL, *((name, 40_000) for name in CORE)])
+@pytest.mark.parametrize(("name", "budget"), SMALL)
 def test_a_small_budget_changes_nothing_but_the_route(name, budget):
     specimen = build(name)
     gram = GramEngine(specimen.model, cross_entropy, budget=budget, check_every=0).gram(specimen.batch)
@@ -122,15 +126,12 @@ def test_class_cosine_equals_the_loop(name, budget):
     assert not found.matrix.requires_grad
 
 
-def test_gradients_that_count_over_the_batch_are_not_those_of_the_samples():
-    """scale_grad_by_freq divides by how often a token occurs in the batch: samples have gradients only alone."""
-    model = nn.Sequential(nn.Embedding(11, 8, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(48, CLASSES))
-    batch = build("embedding").batch
-    expected, _ = loop_gram(model, cross_entropy, batch)
-    with pytest.warns(UserWarning, match=r"disagreed with plain autograd for 0\.weight"):
-        gram = GramEngine(model, cross_entropy).gram(batch)
-    assert (gram.matrix - expected).norm() <= 1e-5 * expected.norm()
-    assert gram.routes["0.weight"].startswith("fallback")
+@pytest.mark.parametrize("layer", [nn.Embedding, nn.EmbeddingBag])
+def test_gradients_divided_by_counts_over_the_batch_are_refused(layer):
+    width = 48 if layer is nn.Embedding else 8
+    model = nn.Sequential(layer(11, 8, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(width, CLASSES))
+    with pytest.raises(MixedSamplesError, match="scale_grad_by_freq=False"):
+        GramEngine(model, cross_entropy).gram(build("embedding").batch)
 
 
 # Nodes of other devices and other builds of torch, which no specimen can show here.
@@ -156,6 +157,17 @@ def test_every_rule_has_a_specimen(monkeypatch):
         engine = GramEngine(specimen.model, cross_entropy, check_every=0)
         engine.gram(take(specimen.batch, slice(0, 5)))
     assert RULES.keys() - used == ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_sample(name):
+    specimen = build(name)
+    expected, _ = reference(name)
+    double = nn.Module.double(copy.deepcopy(specimen.model))
+    gram = GramEngine(double, cross_entropy, check_every=0).gram(take(in_double(specimen.batch), [2], N))
+    assert torch.allclose(gram.matrix[0, 0], expected[2, 2], rtol=1e-11)
+    on_fallback = {name for name, route in gram.routes.items() if route.startswith("fallback")}
+    assert on_fallback == set(specimen.fallback)
 
 
 def test_engine_leaves_no_trace():

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_stiffness.errors import MixedSamplesError
 from lightning_stiffness.gram.embedding import Rows
 from lightning_stiffness.gram.graph import Layout, NotCovered, signed
 from lightning_stiffness.gram.rules.registry import SlotFactors, SlotShapes, rule
@@ -14,8 +15,7 @@ from lightning_stiffness.gram.rules.registry import SlotFactors, SlotShapes, rul
 @rule("EmbeddingBackward0")
 def embedding(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: Layout) -> SlotFactors:
     """Table look-up."""
-    if node._saved_scale_grad_by_freq:
-        raise NotCovered("scale_grad_by_freq counts tokens over the whole batch")
+    _require_no_counts(node)
     values = layout.rows(output_gradient)
     indices = layout.rows(node._saved_indices.unsqueeze(-1)).squeeze(-1)
     padding = signed(node._saved_padding_idx)
@@ -24,14 +24,21 @@ def embedding(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: Lay
     return {(0,): Rows(indices, values, slots[0][0])}
 
 
+def _require_no_counts(node: Any) -> None:
+    if node._saved_scale_grad_by_freq:
+        raise MixedSamplesError(
+            "per-sample gradients do not exist under scale_grad_by_freq=True, which divides the gradient of a token by "
+            "its count in the whole batch; set scale_grad_by_freq=False on the embedding before measuring"
+        )
+
+
 _MEAN, _MAX = 1, 2
 
 
 @rule("EmbeddingBagBackward0")
 def embedding_bag(node: Any, slots: SlotShapes, output_gradient: Tensor, layout: Layout) -> SlotFactors:
     """Sums, means or maxima of rows of a table, bag by bag; the bags may differ in size."""
-    if node._saved_scale_grad_by_freq:
-        raise NotCovered("scale_grad_by_freq counts tokens over the whole batch")
+    _require_no_counts(node)
     if set(slots) != {0}:
         raise NotCovered("the weights of the samples of a bag are a parameter")
     if layout.prefix < 0:
