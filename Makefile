@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow test-architectures lint bench clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -20,10 +20,15 @@ demo: setup  ## Train on scikit-learn's digits with wrong labels until the stop;
 	$(BIN)/lightning-stiffness demo
 
 test: setup  ## The quick test suite.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not architectures"
 
 test-slow: setup  ## The tests marked slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+
+test-architectures: setup  ## The engine on models of transformers and timm (random weights, nothing is downloaded but the packages).
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[architectures]"
+	$(BIN)/python -m pip install --quiet --no-deps timm==1.0.31
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m architectures
 
 lint: setup  ## Format, lint, types, import rules.
 	$(BIN)/ruff format --check .

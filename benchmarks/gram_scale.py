@@ -218,7 +218,7 @@ def line(cell: Cell, outcome: Outcome) -> str:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print and write."""
     settings, output = parse(arguments)
-    job = Job(settings, output / "work")
+    job = Job(settings, output)
     fixtures = make_fixtures(job)
     store = job.store("scale")
     forecast = Forecast(store.find, {model: known["seconds_per_sample"] for model, known in fixtures.items()})

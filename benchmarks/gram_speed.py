@@ -85,7 +85,7 @@ class Job:
     @property
     def work(self) -> Path:
         """The folder of finished cells and fixtures."""
-        return self.output / "work"
+        return self.output
 
 
 def parse(arguments: list[str] | None = None) -> Job:

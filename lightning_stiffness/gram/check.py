@@ -143,7 +143,7 @@ class Check:
 
     def _parts(self) -> list[list[int]]:
         """All samples in parts that fit the budget."""
-        return [part.tolist() for part in torch.arange(self.measurement.samples).split(self.measurement.chunk)]
+        return [part.tolist() for part in torch.arange(self.measurement.samples).split(self.measurement.fast_chunk())]
 
     def _part(self, samples: Sequence[int]) -> Measurement:
         whole = self.measurement

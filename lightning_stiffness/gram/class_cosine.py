@@ -12,7 +12,7 @@ from lightning_stiffness.gram.class_sums import ClassSums, mean_cosines
 from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.factors import Explicit, part_of, runs_of
 from lightning_stiffness.gram.fallback import Fallback
-from lightning_stiffness.gram.measurement import CHUNK_BYTES, ITEM_BYTES, SMALL_CHUNK, Measurement, compact
+from lightning_stiffness.gram.measurement import ITEM_BYTES, Measurement, compact
 from lightning_stiffness.gram.results import ClassCosine
 
 EXPLICIT_BYTES = (
@@ -109,9 +109,7 @@ class _BySums:
         order = torch.argsort(self.targets, stable=True).tolist()
         kept = sum(one.elements for one in measurement.found_sizes())
         kept += sum(parameter.numel() for parameter in measurement.uncovered)
-        most = measurement.chunk_beside(kept * ITEM_BYTES)
-        fast = max(SMALL_CHUNK, CHUNK_BYTES // measurement.plan.bytes_per_sample)
-        return measurement.chunks(order, min(most, fast))
+        return measurement.chunks(order, measurement.fast_chunk(kept * ITEM_BYTES))
 
     def _add(
         self, sums: ClassSums | None, chunks: Sequence[list[int]], group: set[int] | None, norms: Tensor | None

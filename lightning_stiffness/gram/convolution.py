@@ -132,12 +132,17 @@ def _grouped_gradients(
     count = len(inputs)
     gradient: Tensor
     _, gradient, _ = torch.ops.aten.convolution_backward(
-        output_gradients.reshape(1, -1, *output_gradients.shape[2:]), inputs.reshape(1, -1, *inputs.shape[2:]),
+        _as_one(output_gradients), _as_one(inputs),
         inputs.new_empty(count * shape[0], *shape[1:]), None,
         settings.stride, settings.padding, settings.dilation, settings.transposed, settings.output_padding,
         count * settings.groups, [False, True, False],
     )  # fmt: skip
     return gradient.reshape(count, -1)
+
+
+def _as_one(tensor: Float[Tensor, "m ..."]) -> Float[Tensor, "1 ..."]:
+    """The channels of all samples as those of one, with strides that do not pass for those of channels last."""
+    return tensor.reshape(-1).view(1, -1, *tensor.shape[2:])
 
 
 def _blocks_by_taps(factors: Convolution, workspace: Workspace) -> Iterator[Float[Tensor, "n q"]]:

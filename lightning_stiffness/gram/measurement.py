@@ -21,7 +21,8 @@ ITEM_BYTES = 4
 CHUNK_BYTES = 64 << 20  # activations of a chunk: beyond, the allocator takes fresh pages for each tensor (measured)
 SMALL_CHUNK = 64
 SMALL_BYTES = 128 << 20
-WORTH_KEEPING = 0.75
+WORTH_KEEPING = 0.75  # more than this share of the activations is not
+KEPT_SHARE = 1 / 3  # of the budget; the largest of what is kept is there twice when its chunks are joined
 BACKWARD_SHARE = 1.5  # gradients and temporaries of a backward pass, beside the activations that the forward pass keeps
 
 
@@ -57,11 +58,13 @@ class Measurement:
     @property
     def chunk(self) -> int:
         """How many samples may go forward and backward at once within the budget."""
-        return self.chunk_beside(0)
+        return max(1, min(self.samples, int(self.budget / (BACKWARD_SHARE * self.plan.bytes_per_sample))))
 
-    def chunk_beside(self, kept: int) -> int:
-        """The same where ``kept`` bytes a sample are held beside the activations."""
-        return max(1, min(self.samples, int(self.budget / (BACKWARD_SHARE * self.plan.bytes_per_sample + kept))))
+    def fast_chunk(self, kept: int = 0) -> int:
+        """So many that go fast, beside what fills half the budget and ``kept`` bytes a sample."""
+        fit = int(self.budget / 2 / (BACKWARD_SHARE * self.plan.bytes_per_sample + kept))
+        fast = max(SMALL_CHUNK, CHUNK_BYTES // self.plan.bytes_per_sample)
+        return max(1, min(self.samples, fit, fast))
 
     def collect(
         self, losses: Tensor, weights: Tensor, emit: Callable[[Found], None], only: set[int] | None = None
@@ -128,10 +131,9 @@ class Measurement:
             return self.pass_chunk(order, emit_cut)
         sizes = self.found_sizes()
         kept = sum(size.elements for size in sizes) * self.samples * ITEM_BYTES
-        if fits and kept > min(activations * WORTH_KEEPING, self.budget // 2):
+        if fits and kept > min(activations * WORTH_KEEPING, self.budget * KEPT_SHARE):
             return self.pass_chunk(order, emit_cut)
-        fast = max(SMALL_CHUNK, CHUNK_BYTES // self.plan.bytes_per_sample)
-        chunks = self.chunks(order, min(self.chunk, fast))
+        chunks = self.chunks(order, self.fast_chunk())
         groups = self.groups([size.elements * self.samples * ITEM_BYTES for size in sizes])
         done = [self._pass_chunks(chunks, (cut, emit), group) for group in groups]
         return done[0]
@@ -202,7 +204,7 @@ class Measurement:
         return sizes
 
     def groups(self, sizes: Sequence[int]) -> list[set[int] | None]:
-        """Groups of parameters which need no more than half the budget together, in the order in which they come.
+        """Groups of parameters which need no more than their share of the budget together, in the order in which they come.
 
         One group of all is None.
         """
@@ -213,7 +215,7 @@ class Measurement:
             if known is not None:  # another part of a parameter stays with the first
                 known.update(found.parameters)
                 continue
-            if filled and filled + size > self.budget // 2:
+            if filled and filled + size > self.budget * KEPT_SHARE:
                 groups.append(set())
                 filled = 0
             groups[-1].update(found.parameters)
