@@ -40,7 +40,7 @@ EPILOG = """examples:
   python benchmarks/gram_scale.py --quick --output results
       does everything run? Two or three minutes; the numbers mean nothing.
 
-written to --output: gram_scale.json (every number), .md (tables and text), .png; work/ (to go on from)
+written to --output: gram_scale.json (every number), .md (tables and text), .png; cells/ (to go on from)
 """
 
 

@@ -47,7 +47,7 @@ examples:
   python benchmarks/gram_speed.py --quick --output results
       does everything run? About two minutes; the numbers mean nothing.
 
-written to --output: gram_speed.json (every number), .md (the tables that are printed), .png; work/ (to go on from)
+written to --output: gram_speed.json (every number), .md (the tables that are printed), .png; cells/ (to go on from)
 """
 
 

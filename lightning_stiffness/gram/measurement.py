@@ -1,6 +1,6 @@
 """One batch of one model: its factors, chunk by chunk and group by group, within a budget of memory."""
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -80,84 +80,63 @@ class Measurement:
     @torch.no_grad()
     def gram(self, request: Request | None = None) -> Gram:
         """The Gram matrix, or what is asked of it."""
-        totals, values, routes = self.totals(request or everything(self.samples))
-        return totals.gram(values, routes)
+        return self._totals(request or everything(self.samples)).gram()
 
     @torch.no_grad()
     def cross_gram(self, request: Request) -> CrossGram:
         """The one block that is asked for, between two batches that are joined in this one."""
-        totals, values, routes = self.totals(request)
-        return totals.cross(values, routes)
+        return self._totals(request).cross()
 
-    def totals(self, request: Request) -> tuple[Totals, Tensor, dict[str, str]]:
-        """The sums that are asked for, the losses in the order of the request, and the route of each parameter."""
+    def _totals(self, request: Request) -> Totals:
         names, parameter = list(self.names), self.parameters[0]
         like = parameter.new_empty(0, dtype=torch.promote_types(parameter.dtype, torch.float32))
         totals = Totals(request, names, like, self.budget // 4)
-        routes = dict.fromkeys(names, "not used by the loss")
-
-        def add(found: Found) -> None:
-            routes.update((names[index], found.factors.route) for index in found.parameters)
-            totals.add(found)
-
-        values, weights = self._pass_all(request.order, totals.cut, add)
-        totals.weights = weights
+        totals.losses, totals.weights = self._pass_all(request.order, totals)
         batch = self._take(request.order) if self.plan.fallback else None
         for indices in totals.grouped(sorted(self.plan.fallback)):
             fallback = Fallback(self.module, self.loss, self.budget, self.plan.fallback_route)
             parameters = [self.parameters[index] for index in indices]
-            totals.add_dense(indices[0], fallback.blocks(batch, parameters, weights, values))
+            totals.add_dense(indices[0], fallback.blocks(batch, parameters, totals.weights, totals.losses))
             reasons = ((names[index], self.plan.fallback[index]) for index in indices)
-            routes.update((name, f"fallback: {reason}; {fallback.route}") for name, reason in reasons)
-        return totals, values, routes
+            totals.routes.update((name, f"fallback: {reason}; {fallback.route}") for name, reason in reasons)
+        return totals
 
-    def _pass_all(
-        self, order: Sequence[int], cut: Callable[[Found], Iterable[Found]], emit: Callable[[Found], None]
-    ) -> tuple[Tensor, Tensor]:
-        """Emits what all samples in this order contribute to each parameter; returns their losses and weights.
+    def _pass_all(self, order: Sequence[int], totals: Totals) -> tuple[Tensor, Tensor]:
+        """Adds what all samples in this order contribute to each parameter; returns their losses and weights.
 
         Small batches go through the model at once, and so do those of which what is found takes as much memory as the
         activations. Others go in chunks, which run faster since their memory is used again, and what is found is kept
         for all samples: of all parameters if that fits the budget, else of one group after the other.
         """
-
-        def emit_cut(found: Found) -> None:
-            for part in cut(found):
-                emit(part)
-
         activations = self.samples * self.plan.bytes_per_sample
         fits = self.chunk >= self.samples
         if activations <= SMALL_BYTES and fits:
-            return self.pass_chunk(order, emit_cut)
+            return self.pass_chunk(order, totals.add)
         sizes = self.found_sizes()
         kept = sum(size.elements for size in sizes) * self.samples * ITEM_BYTES
         if fits and kept > min(activations * WORTH_KEEPING, self.budget * KEPT_SHARE):
-            return self.pass_chunk(order, emit_cut)
+            return self.pass_chunk(order, totals.add)
         chunks = self.chunks(order, self.fast_chunk())
         groups = self.groups([size.elements * self.samples * ITEM_BYTES for size in sizes])
-        done = [self._pass_chunks(chunks, (cut, emit), group) for group in groups]
+        done = [self._pass_chunks(chunks, totals, group) for group in groups]
         return done[0]
 
     def _pass_chunks(
-        self,
-        chunks: Sequence[Sequence[int]],
-        cut_and_emit: tuple[Callable[[Found], Iterable[Found]], Callable[[Found], None]],
-        group: set[int] | None,
+        self, chunks: Sequence[Sequence[int]], totals: Totals, group: set[int] | None
     ) -> tuple[Tensor, Tensor]:
-        """Keeps what is found of some parameters, chunk by chunk, and emits it for all samples together."""
-        cut, emit = cut_and_emit
+        """Keeps what is found of some parameters, chunk by chunk, and adds it for all samples together."""
         kept: dict[Hashable, dict[int, Found]] = {}
         done = []
         for number, samples in enumerate(chunks):
 
             def keep(found: Found, number: int = number) -> None:
-                for part in cut(found):
+                for part in totals.cut(found):
                     kept.setdefault(part.identity, {})[number] = compact(part)
 
             done.append(self.pass_chunk(samples, keep, group))
         sizes = [len(samples) for samples in chunks]
         for identity in list(kept):
-            emit(_joined(kept.pop(identity), sizes))
+            totals.add(_joined(kept.pop(identity), sizes))
         values, weights = zip(*done, strict=True)
         return torch.cat(values), torch.cat(weights)
 
@@ -204,7 +183,7 @@ class Measurement:
         return sizes
 
     def groups(self, sizes: Sequence[int]) -> list[set[int] | None]:
-        """Groups of parameters which need no more than their share of the budget together, in the order in which they come.
+        """Groups of parameters which need no more than their share of the budget together, in the order they come in.
 
         One group of all is None.
         """

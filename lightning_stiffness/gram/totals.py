@@ -1,6 +1,6 @@
 """What is asked of the Gram matrix: all of it or some blocks, in one sum over the parameters or one for each group."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -78,36 +78,49 @@ def grouping(by: str | Callable[[str], str]) -> Callable[[str], str]:
 
 
 class Totals:
-    """Sums what is found into one accumulator for each group of parameters."""
+    """Sums what is found into one accumulator for each group of parameters.
+
+    Attributes:
+        parts: The sums, by group.
+        routes: How each parameter was measured, by its name.
+        losses: Of the samples in the order of the request, once they are known.
+        weights: What gradients were multiplied by while they were collected, likewise.
+    """
 
     def __init__(self, request: Request, names: Sequence[str], like: Tensor, scratch: int) -> None:
         """Starts at zero, in the dtype and on the device of ``like``."""
-        self._request = request
+        self._request, self._names = request, list(names)
         group_of = request.group_of or (lambda name: EVERYTHING)
-        self.group_of = [group_of(name) for name in names]
+        self._groups = [group_of(name) for name in names]
         workspace = Workspace(min(BLOCK_BYTES, scratch))
         self.parts = {
-            group: GramAccumulator(request.blocks, like, scratch, workspace) for group in dict.fromkeys(self.group_of)
+            group: GramAccumulator(request.blocks, like, scratch, workspace) for group in dict.fromkeys(self._groups)
         }
         self._squares = like.new_zeros(len(request.order))
-        self.weights = torch.ones_like(self._squares)
+        self.routes = dict.fromkeys(names, "not used by the loss")
+        self.losses = self.weights = torch.ones_like(self._squares)
 
     def cut(self, found: Found) -> Iterable[Found]:
         """One value for each group, where one form covers parameters of several."""
-        if len({self.group_of[index] for index in found.parameters}) == 1:
+        if len({self._groups[index] for index in found.parameters}) == 1:
             return (found,)
         pairs = zip(found.parameters, found.factors.split(), strict=True)
         return [replace(found, parameters=(index,), factors=factors) for index, factors in pairs]
 
     def add(self, found: Found) -> None:
-        """Adds what all samples contribute to the parameters of a group."""
-        found.factors.add_gram(self.parts[self.group_of[found.parameters[0]]])
+        """Adds what all samples contribute to some parameters."""
+        for one in self.cut(found):
+            self._add(one)
+
+    def _add(self, found: Found) -> None:
+        self.routes.update((self._names[index], found.factors.route) for index in found.parameters)
+        found.factors.add_gram(self.parts[self._groups[found.parameters[0]]])
         if self._request.norms:
             self._squares += found.factors.square_norms()
 
     def add_dense(self, index: int, gradients: Iterable[Tensor]) -> None:
         """Adds explicit gradients of the parameter with that number, or some that share its group."""
-        total = self.parts[self.group_of[index]]
+        total = self.parts[self._groups[index]]
         for block in gradients:
             dense = block.detach().to(self._squares.dtype)
             total.add_dense(dense)
@@ -116,26 +129,26 @@ class Totals:
 
     def grouped(self, indices: Iterable[int]) -> list[list[int]]:
         """The same parameters, those of a group together."""
-        ordered = sorted(indices, key=lambda index: self.group_of[index])
-        return [list(members) for _, members in groupby(ordered, lambda index: self.group_of[index])]
+        ordered = sorted(indices, key=lambda index: self._groups[index])
+        return [list(members) for _, members in groupby(ordered, lambda index: self._groups[index])]
 
-    def gram(self, values: Tensor, routes: Mapping[str, str]) -> Gram:
+    def gram(self) -> Gram:
         """What was asked for, in the order of the batch."""
         parts = {group: self._placed(self._blocks(total)) for group, total in self.parts.items()}
-        losses = torch.empty_like(values)
-        losses[list(self._request.order)] = values
+        losses = torch.empty_like(self.losses)
+        losses[list(self._request.order)] = self.losses
         if self._request.group_of is None:
-            return Gram(parts[EVERYTHING], losses, routes)
+            return Gram(parts[EVERYTHING], losses, self.routes)
         total = sum(parts.values(), torch.zeros_like(next(iter(parts.values()))))
-        return Gram(total, losses, routes, parts)
+        return Gram(total, losses, self.routes, parts)
 
-    def cross(self, values: Tensor, routes: Mapping[str, str]) -> CrossGram:
+    def cross(self) -> CrossGram:
         """The only block, between the samples of two batches."""
         (block,) = self._request.blocks
         norms = self._squares.to(self._scale.dtype).sqrt() * self._scale
         (matrix,) = self._blocks(self.parts[EVERYTHING])
         rows, columns = _slice(block.rows), _slice(block.columns)
-        return CrossGram(matrix, norms[rows], norms[columns], values[rows], values[columns], routes)
+        return CrossGram(matrix, norms[rows], norms[columns], self.losses[rows], self.losses[columns], self.routes)
 
     @property
     def _scale(self) -> Tensor:

@@ -129,7 +129,7 @@ def test_random_networks_with_the_self_check(description):
 
 
 @pytest.mark.slow
-@fuzzing(600)
+@fuzzing(450)
 @given(descriptions(most_steps=8))
 def test_many_random_networks_by_every_route(description):
     compare_routes(description, BUDGETS[description.seed % len(BUDGETS)])
