@@ -96,6 +96,9 @@ IN_CHUNKS = (  # what the core has not: bags, operands, several matrices, rows i
     *("embedding_bags_of_different_sizes", "parametrized_weight_norm", "position_embedding_by_look_up"),
     *("weights_of_experts_with_dense_routing", "packed_gru", "experts_chosen_by_value", "frames_folded_into_the_batch"),
 )
+# Every specimen is compared with the loop in float32 and float64 by the quick suite; the rest of it by the slow one.
+EACH = [pytest.param(name, marks=() if name in CORE else pytest.mark.slow) for name in MODELS]
+WHOLE = [pytest.param(name, 1 << 30, marks=() if name in CORE else pytest.mark.slow) for name in MODELS]
 SMALL = [(name, 500) for name in CORE] + [(name, 3000) for name in IN_CHUNKS]
 
 
@@ -110,7 +113,7 @@ def test_a_small_budget_changes_nothing_but_the_route(name, budget):
     assert torch.allclose(gram.losses.float(), losses.detach(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "budget"), [*((name, 1 << 30) for name in MODELS), *SMALL])
+@pytest.mark.parametrize(("name", "budget"), [*WHOLE, *SMALL])
 def test_class_cosine_equals_the_loop(name, budget):
     specimen = build(name)
     targets = torch.tensor([0, 2, 1, 1, 0, 3, 0, 1, 1, 0, 2, 0])  # class 3 has one sample
@@ -159,7 +162,7 @@ def test_every_rule_has_a_specimen(monkeypatch):
     assert RULES.keys() - used == ELSEWHERE.keys()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH)
 def test_one_sample(name):
     specimen = build(name)
     expected, _ = reference(name)
