@@ -14,6 +14,7 @@ from lightning_stiffness.batching import take, take_unchecked
 VECTORISED = "torch.func.vmap"
 ONE_BY_ONE = "one sample at a time"
 VMAP_CHUNK = 64
+DIFFERENT = 1e-2  # relative; half-precision gradients differ by less between one sample and many
 # Of a sample that is evaluated by itself: a batch of one is a special case in many models, where torch.squeeze takes
 # its axis away, and in torch 2.13 gradients of BatchNorm in eval mode are wrong for some.
 COPIES = 2
@@ -103,16 +104,26 @@ class Fallback:
                 found, alone = gradient(values, index)
                 flat = torch.cat([found[name].reshape(len(index), -1) for name in values], 1)
                 rows.append(flat * goals.factors(index, alone)[:, None].to(flat.dtype))
+        self._require_same(torch.cat(rows), batch, parameters, goals)
         return rows
 
+    def _require_same(self, rows: Tensor, batch: Any, parameters: Sequence[Tensor], goals: Goals) -> None:
+        """Against plain autograd: torch.func does not see a parameter that the user's code holds by reference."""
+        largest = int(rows.norm(dim=1).argmax())
+        expected = self._alone(largest, batch, parameters, goals)[0]
+        if (rows[largest] - expected).norm() > DIFFERENT * expected.norm():
+            raise RuntimeError("its gradients are not those of plain autograd")
+
     def _one_by_one(self, batch: Any, parameters: Sequence[Tensor], goals: Goals) -> Iterator[Tensor]:
-        n = len(goals.weights)
-        for k in range(n):
-            with torch.enable_grad():
-                alone = self.loss(self.module, take(batch, [k] * COPIES, n))
-                parts = gradients_of(alone[0], parameters)
-            gradient = torch.cat([part.reshape(-1) for part in parts])[None]
-            yield gradient * goals.factors(torch.tensor([k]), alone.detach()[:1])[:, None].to(gradient.dtype)
+        for k in range(len(goals.weights)):
+            yield self._alone(k, batch, parameters, goals)
+
+    def _alone(self, k: int, batch: Any, parameters: Sequence[Tensor], goals: Goals) -> Float[Tensor, "1 q"]:
+        with torch.enable_grad():
+            alone = self.loss(self.module, take(batch, [k] * COPIES, len(goals.weights)))
+            parts = gradients_of(alone[0], parameters)
+        gradient = torch.cat([part.reshape(-1) for part in parts])[None]
+        return gradient * goals.factors(torch.tensor([k]), alone.detach()[:1])[:, None].to(gradient.dtype)
 
 
 def gradients_of(loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> list[Tensor]:

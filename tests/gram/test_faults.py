@@ -642,3 +642,24 @@ class TestRouting:
             gram = engine.gram(some)
             assert_right(gram, model, some)
             assert not any(route.startswith("fallback") for route in gram.routes.values())
+
+
+@pytest.mark.parametrize("check_every", [0, 20])
+def test_a_parameter_held_by_reference_is_not_lost_by_the_vectorised_fallback(check_every):
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))
+            self.held = [self.weight]
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.out(torch.tanh(x @ self.held[0]))
+
+    model, batch = Holder(), (torch.randn(9, 8), torch.arange(9) % 3)
+    expected, _ = loop_gram(model, cross_entropy, batch)
+    engine = GramEngine(model, cross_entropy, check_every=check_every)
+    engine._mistrusted.add("weight")
+    gram = engine.gram(batch)
+    assert (gram.matrix - expected).norm() <= 1e-5 * expected.norm()
+    assert "one sample at a time (vmap: RuntimeError: its gradients" in gram.routes["weight"]
