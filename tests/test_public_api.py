@@ -45,7 +45,7 @@ MONITOR = {
     "prog_bar": True,
     "strict": False,
     "save_dir": None,
-    "budget": 1 << 30,
+    "budget": None,
     "name": "stiffness",
 }
 STOPPER = {

@@ -85,7 +85,7 @@ class StiffnessMonitor(Callback):
         strict: Raise when a measurement fails during training.
         save_dir: Folder of the history file `<name>.jsonl`, where an older one is replaced. Not given: beside the
             checkpoints of the first logger; without a logger no file.
-        budget: Bytes of memory for one measurement, beside the model.
+        budget: Bytes of memory for one measurement, beside the model. As in `GramEngine` when not given.
         name: First part of all logged names, and the name of the file.
 
     Raises:
@@ -118,7 +118,7 @@ class StiffnessMonitor(Callback):
         prog_bar: bool = True,
         strict: bool = False,
         save_dir: str | None = None,
-        budget: int = 1 << 30,
+        budget: int | None = None,
         name: str = "stiffness",
     ) -> None:
         """See the class."""
@@ -185,7 +185,7 @@ class StiffnessMonitor(Callback):
             self._begin_readings(trainer, reader)
 
     def _begin_batches(self, trainer: Any, pl_module: Any) -> None:
-        request = BatchRequest(self.every_n_batches, self.num_classes, self.targets, self.loss, self.budget)
+        request = BatchRequest(self.every_n_batches, self.num_classes, self.targets, self.loss, self.budget or 1 << 30)
         self._reader = reader = request.reader(trainer, pl_module)
         is_same = self._fingerprint == reader.fingerprint
         self._begin_history(trainer, reader.summary(self.class_names, self.superclasses), reader.fingerprint)

@@ -18,6 +18,7 @@ from lightning_stiffness.gram.collect import Declined, GraphChanged
 from lightning_stiffness.gram.fallback import ONE_BY_ONE, VECTORISED
 from lightning_stiffness.gram.losses import LossSource
 from lightning_stiffness.gram.measurement import Measurement
+from lightning_stiffness.gram.memory import default_budget
 from lightning_stiffness.gram.modes import require_measurable_mode
 from lightning_stiffness.gram.plain import plainly, unwrapped
 from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan
@@ -29,6 +30,7 @@ from lightning_stiffness.structure import tensors
 Result = TypeVar("Result")
 FEW = 8  # samples whose Gram is computed to check a reading that has none
 MISTRUSTED = "failed the self-check"
+SMALLEST = 64 << 20  # a budget that is not made smaller
 PLANS = 16  # that are kept, one for each kind of batch
 
 
@@ -47,7 +49,8 @@ class GramEngine:
             noise. Losses that are divided by the batch size keep their cosines and signs; where a batch is processed in
             chunks, K has the scale that they have in a chunk.
         budget: Bytes of memory that activations and factors may take beside the [n, n] result. Larger batches are
-            processed in chunks of samples and groups of parameters: slower, with the same result.
+            processed in chunks of samples and groups of parameters: slower, with the same result. Not given: a quarter
+            of the memory of the device, at most 4 GiB, and less where that turns out to be more than there is.
         check_every: Each time a new kind of batch or of graph is seen, and at every `check_every`-th reading, results
             are compared with plain autograd: for two samples alone, for a sum over all samples, and parameter by
             parameter for a few samples, others each time. Where they differ, a warning names the parameters; they are
@@ -71,16 +74,17 @@ class GramEngine:
     """
 
     def __init__(
-        self, module: nn.Module, loss: Callable[[Any, Any], Tensor], *, budget: int = 1 << 30, check_every: int = 20
+        self, module: nn.Module, loss: Callable[[Any, Any], Tensor], *, budget: int | None = None, check_every: int = 20
     ) -> None:
         """See the class."""
-        if budget <= 0:
+        if budget is not None and budget <= 0:
             raise StiffnessError(f"budget must be a positive number of bytes, found {budget}.")
         if check_every < 0:
             raise StiffnessError(f"check_every must be a number of readings, or 0 for no check; found {check_every}.")
         self.module = unwrapped(module)
         self._outermost = module
         self.budget = budget
+        self._shrunk = 0
         self.check_every = check_every
         self._source = LossSource(self.module, loss)
         self._plans: dict[Hashable, Plan] = {}
@@ -199,6 +203,10 @@ class GramEngine:
                 known = False
             except CheckpointError:  # torch lets a checkpointed activation be recomputed once, for its own backward
                 measurement.plan.leave_to_fallback(range(len(measurement.names)), "activation checkpointing")
+            except torch.OutOfMemoryError:
+                if self.budget is not None or measurement.budget < SMALLEST:
+                    raise
+                self._shrunk += 1
             except Declined as declined:
                 measurement.plan.leave_to_fallback(declined.parameters, str(declined))
             measurement = self._measurement(batch)
@@ -231,7 +239,8 @@ class GramEngine:
             if len(self._plans) == PLANS:
                 del self._plans[next(iter(self._plans))]
             self._plans[kind] = plan
-        return Measurement(self.module, self._source, self._source.raw, self._plans[kind], names, batch, n, self.budget)
+        budget = self.budget or default_budget(next(iter(names.values())).device) >> self._shrunk
+        return Measurement(self.module, self._source, self._source.raw, self._plans[kind], names, batch, n, budget)
 
     def _is_due(self, batch: Any) -> bool:
         """Begins a reading; whether it is to be checked."""

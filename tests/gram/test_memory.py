@@ -1,14 +1,18 @@
 """The budget is a promise about memory, so it is memory that is measured: in processes of their own."""
 
+import os
 import subprocess
 import sys
 import weakref
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from lightning_stiffness.gram import GramEngine
+from lightning_stiffness.gram.measurement import Measurement
+from lightning_stiffness.gram.memory import default_budget
 from tests.oracle import cross_entropy
 from tests.zoo import CLASSES, build
 
@@ -67,3 +71,45 @@ def test_chunks_keep_no_activations_of_earlier_chunks():
     assert len(alive) > 8
     engine.class_cosine(build("mlp").batch, build("mlp").batch[1], CLASSES)
     assert all(reference() is None for reference in alive)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("pages", "expected"), [(1 << 20, 1 << 30), (1 << 30, 4 << 30)])
+def test_the_budget_is_a_quarter_of_the_memory_and_at_most_four_gigabytes(monkeypatch, pages, expected):
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}.__getitem__)
+    assert default_budget(CPU) == expected
+
+
+def test_where_memory_is_not_known_the_budget_is_one_gigabyte(monkeypatch):
+    monkeypatch.delattr(os, "sysconf")
+    assert default_budget(CPU) == 1 << 30
+
+
+def test_out_of_memory_the_engine_takes_smaller_chunks(monkeypatch):
+    specimen = build("mlp")
+    engine = GramEngine(specimen.model, cross_entropy, check_every=0)
+    expected = engine.gram(specimen.batch).matrix
+    budgets = []
+    gram = Measurement.gram
+
+    def limited(measurement, *arguments):
+        budgets.append(measurement.budget)
+        if len(budgets) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gram(measurement, *arguments)
+
+    monkeypatch.setattr(Measurement, "gram", limited)
+    assert torch.allclose(engine.gram(specimen.batch).matrix, expected)
+    assert budgets == [budgets[0], budgets[0] // 2, budgets[0] // 4]
+
+
+def test_a_budget_that_is_given_is_kept_to(monkeypatch):
+    def full(measurement, *arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Measurement, "gram", full)
+    specimen = build("mlp")
+    with pytest.raises(torch.OutOfMemoryError):
+        GramEngine(specimen.model, cross_entropy, check_every=0, budget=1 << 20).gram(specimen.batch)
