@@ -39,8 +39,8 @@ the filter's area), c classes. Operations are multiply-adds, of K for the upper 
 
 So K costs O(n p) for forward, backward and explicit gradients and O(n^2 p) for products, with p replaced by widths
 where a perceptron allows it; class cosine costs O(n p) throughout and needs the memory of c p sums, whatever n is.
-Activations take O(n) memory up to the budget (a quarter of the memory, at most 4 GiB) and none beyond it; K itself takes 8 n^2 bytes (more while it is
-made). vmap(grad) holds n p numbers."""
+Activations take O(n) memory up to the budget, a quarter of the memory and 4 GiB at most; K itself takes 8 n^2 bytes
+(more while it is made). vmap(grad) holds n p numbers."""
 
 
 @dataclass(frozen=True)
