@@ -135,8 +135,14 @@ def whole(samples: int) -> tuple[Block]:
 
 
 def has_symmetric_product(tensor: Tensor) -> bool:
-    """Whether `symmetric_product` takes such a tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    """Whether `symmetric_product` is the fastest for such a tensor.
+
+    With more threads it is not: those of torch and those of numpy's BLAS wait for work on the same cores, and make a
+    perceptron's Gram take five times as long (measured).
+    """
+    return (
+        tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64) and torch.get_num_threads() == 1
+    )
 
 
 def symmetric_product(rows: Tensor) -> Tensor:
@@ -145,13 +151,13 @@ def symmetric_product(rows: Tensor) -> Tensor:
     It computes one triangle: 1.8 times as fast as torch's product (500 x 4,096 float32, one thread of an AMD EPYC).
     """
     array = rows.detach().numpy()
-    with _blas().limit(limits=torch.get_num_threads()):
+    with _blas().limit(limits=1):
         return torch.from_numpy(array @ array.T)
 
 
 @functools.cache
 def _blas() -> ThreadpoolController:
-    """Numpy's BLAS has threads of its own, which know nothing of `torch.set_num_threads`."""
+    """Numpy's BLAS has threads of its own, which know nothing of `torch.set_num_threads(1)`."""
     return ThreadpoolController().select(user_api="blas")
 
 

@@ -1,13 +1,12 @@
 from types import SimpleNamespace
 
-import pytest
 import threadpoolctl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.gram import products
-from lightning_stiffness.gram.products import Block, GramAccumulator, symmetric_product, whole
+from lightning_stiffness.gram.products import Block, GramAccumulator, has_symmetric_product, symmetric_product, whole
 from tests.unchecked import unchecked_types
 
 
@@ -59,18 +58,27 @@ def test_blocks_are_cut_from_the_whole(data, samples):
         )
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_blas_has_as_many_threads_as_torch(monkeypatch, threads):
+def test_blas_has_one_thread(monkeypatch):
     seen = []
 
     def looked_at(array):
         seen.extend(entry["num_threads"] for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "blas")
         return torch.from_numpy(array)
 
-    monkeypatch.setattr(products, "torch", SimpleNamespace(get_num_threads=lambda: threads, from_numpy=looked_at))
+    monkeypatch.setattr(products, "torch", SimpleNamespace(from_numpy=looked_at))
     with unchecked_types():
         symmetric_product(random(64, 32))
-    assert set(seen) == {threads}
+    assert set(seen) == {1}
+
+
+def test_with_more_threads_the_products_are_those_of_torch(monkeypatch):
+    assert has_symmetric_product(random(2, 2)) == (torch.get_num_threads() == 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert not has_symmetric_product(random(2, 2))
+    gradients = random(300, 1100)
+    total = GramAccumulator(whole(300), gradients.new_empty(0), 1 << 20)
+    total.add_dense(gradients)
+    assert torch.allclose(total.results()[0], gradients @ gradients.T)
 
 
 def test_symmetric_product_is_symmetric_and_right():
