@@ -14,10 +14,12 @@ from torch import Tensor
 
 from lightning_stiffness import json_lines
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.detail import Detail
+from lightning_stiffness.functional.distance import DistanceCurve
 from lightning_stiffness.functional.jackknife import Stiffness, jackknife_error
 
 FORMAT = "lightning-stiffness history"
-VERSION = 1
+VERSION = 2  # 1 had no details of readings
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class ProbeSummary:
             to the input can reach; nan when it is not known.
         class_names: one name for each class, or None.
         superclasses: the super-class of each class, or None.
+        ids: position in the dataset of each sample of the rows, None where it is not known; empty without a probe.
     """
 
     mode: Literal["train", "val", "cross", "batch"]
@@ -42,6 +45,7 @@ class ProbeSummary:
     label_entropy: float
     class_names: tuple[str, ...] | None = None
     superclasses: tuple[int, ...] | None = None
+    ids: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         if self.mode not in ("train", "val", "cross", "batch"):
@@ -69,6 +73,9 @@ class Reading:
         seconds: time the measurement took.
         signals: further numbers that were measured then, by their names, such as those of a leave-one-out estimate.
         logged: what the run itself had logged by then (validation loss, accuracy ...), by its names.
+        elapsed: seconds of training until then, the measurements included, over all parts of an interrupted run; nan
+            where it is not known.
+        detail: what it says of single samples and of the spread of the pairs; None for readings of batches.
     """
 
     step: int
@@ -81,6 +88,8 @@ class Reading:
     seconds: float
     signals: dict[str, float] = field(default_factory=dict)
     logged: dict[str, float] = field(default_factory=dict)
+    elapsed: float = math.nan
+    detail: Detail | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers worth a curve: stiffness within and between classes with errors, loss, cost, signals.
@@ -285,14 +294,25 @@ def _probe(record: Mapping[str, Any]) -> ProbeSummary:
 def _reading(record: Mapping[str, Any]) -> Reading:
     try:
         fields = {**record, "cosine": _stiffness(record["cosine"]), "sign": _stiffness(record["sign"])}
-        return Reading(**fields)
+        return Reading(**{**fields, "detail": _detail(record.get("detail"))})
     except (AttributeError, KeyError, TypeError) as error:
         raise StiffnessError(f"This is no record of a reading: {error!r}.") from error
 
 
 def _stiffness(record: Mapping[str, Any]) -> Stiffness:
-    fields: dict[str, Any] = {key: entry.cpu() if isinstance(entry, Tensor) else entry for key, entry in record.items()}
-    return Stiffness(**fields)
+    return Stiffness(**_on_cpu(record))
+
+
+def _detail(record: Mapping[str, Any] | None) -> Detail | None:
+    if not isinstance(record, Mapping):  # none; a file has nan for it
+        return None
+    curve = record.get("distance")
+    distance = DistanceCurve(**_on_cpu(curve)) if isinstance(curve, Mapping) else None
+    return Detail(**{**_on_cpu(record), "rival_class": record["rival_class"].cpu().long(), "distance": distance})
+
+
+def _on_cpu(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry.cpu() if isinstance(entry, Tensor) else entry for key, entry in record.items()}
 
 
 def _header(probe: ProbeSummary) -> bytes:

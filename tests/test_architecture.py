@@ -12,6 +12,7 @@ PACKAGE = ROOT / "lightning_stiffness"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Their tests are those of the file that uses them.
 TESTED_ELSEWHERE = {
+    "cli/__main__": "cli/test_main",
     "errors": "raised and matched throughout",
     "gram/check": "gram/test_check",
     "gram/modes": "gram/test_plain",

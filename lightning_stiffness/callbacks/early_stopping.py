@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from typing_extensions import override
 
-from lightning_stiffness import json_lines, loggers
+from lightning_stiffness import json_lines
 from lightning_stiffness.callbacks.following import MonitorFollower
 from lightning_stiffness.callbacks.monitor import StiffnessMonitor
 from lightning_stiffness.callbacks.namespace import EarlyStopping, rank_zero_info, rank_zero_warn
@@ -261,9 +261,9 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         self.stopping_reason_message = _message(trainer, history, decision)
         self._set_reason(stopped=True)
         rank_zero_info(self.stopping_reason_message)
-        if trainer.is_global_zero:
-            loggers.log_text(trainer.loggers, f"{self._monitor().name}/decision", self.stopping_reason_message, step)
-            self._write(trainer)
+        if publisher := self._monitor().publisher:
+            publisher.stopped(self._record(history, decision), self.stopping_reason_message, step)
+        self._write(trainer)
 
     def _restore(self, trainer: Any, pl_module: Any) -> None:
         best = self.decision.best_step if self.decision else None
@@ -272,8 +272,8 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
             return
         text = f"Restored the weights of epoch {self._epoch_of(step):g} (step {step}), which were held for the best."
         rank_zero_info(text)
-        if trainer.is_global_zero:
-            loggers.log_text(trainer.loggers, f"{self._monitor().name}/restored", text, logged_step(trainer))
+        if publisher := self._monitor().publisher:
+            publisher.text("restored", text, logged_step(trainer))
 
     def _epoch_of(self, step: int) -> float:
         return next(reading.epoch for reading in self.history or () if reading.step == step)
@@ -287,19 +287,22 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         """The verdict as JSON beside the logs: written whole or not at all."""
         if self._path is None or self.decision is None or not self.history or not trainer.is_global_zero:
             return
-        record = {
-            **self.decision.as_dict(),
-            "stopped": self.stopping_reason_message is not None,
-            "explanation": self.stopping_reason_message,
-            "step": self.history[self._judged - 1].step,
-            "restored_step": self.restored_step,
-            "restored_epoch": None if self.restored_step is None else self._epoch_of(self.restored_step),
-            "criterion": repr(self.criterion),
-        }
+        record = self._record(self.history, self.decision)
         try:
             json_lines.replace(self._path, json.dumps(record, indent=2).encode() + b"\n")
         except OSError as error:
             rank_zero_warn(f"The verdict cannot be written to {self._path}: {error}.")
+
+    def _record(self, history: History, decision: Decision) -> dict[str, Any]:
+        return {
+            **decision.as_dict(),
+            "stopped": self.stopping_reason_message is not None,
+            "explanation": self.stopping_reason_message,
+            "step": history[self._judged - 1].step,
+            "restored_step": self.restored_step,
+            "restored_epoch": None if self.restored_step is None else self._epoch_of(self.restored_step),
+            "criterion": repr(self.criterion),
+        }
 
 
 def _message(trainer: Any, history: History, decision: Decision) -> str:

@@ -9,15 +9,18 @@ from lightning_stiffness.callbacks.agreement import agreed, attempted
 from lightning_stiffness.callbacks.arguments import require_probe_for_signals, require_samples, require_schedule
 from lightning_stiffness.callbacks.batch_pool import BatchPool
 from lightning_stiffness.callbacks.batch_reading import BatchReader, BatchRequest, loss_factor
+from lightning_stiffness.callbacks.failures import Failures
 from lightning_stiffness.callbacks.namespace import Callback, rank_zero_warn, require_same_namespace
 from lightning_stiffness.callbacks.probe_pair import Mode
 from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
-from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs, logged_step
-from lightning_stiffness.callbacks.publishing import HistoryFile, publish, with_logged
+from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs
+from lightning_stiffness.callbacks.publishing import Audience, Publisher
 from lightning_stiffness.callbacks.reader import StiffnessReader
+from lightning_stiffness.callbacks.run_card import run_card
 from lightning_stiffness.callbacks.signals import Scene, SignalBoard, require_known
 from lightning_stiffness.callbacks.training_step import resolve_loss
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.figures.thumbnails import thumbnails
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.history import History, ProbeSummary
 
@@ -86,6 +89,10 @@ class StiffnessMonitor(Callback):
         logits: (module, batch) -> logits [n, c], for signals. Not given: what the training step hands to the loss.
         seed: Of the draw of the probe; the global random state is not used.
         prog_bar: Show `stiffness/within` in the progress bar.
+        panels: Show more than numbers in the loggers that can (TensorBoard, Weights & Biases, MLflow): charts with
+            bands, class matrices, histograms, settings. Pictures are drawn at readings 1, 2, 3, 5, 8, 12 ... and the
+            last, so that long runs do not feel it.
+        show_table: Print a table of the readings after training, where the Trainer has a progress bar.
         strict: Raise when a measurement fails during training.
         save_dir: Folder of the history file `<name>.jsonl`, where an older one is replaced. Not given: beside the
             checkpoints of the first logger; without a logger no file.
@@ -123,6 +130,8 @@ class StiffnessMonitor(Callback):
         logits: Callable[[Any, Any], Any] | None = None,
         seed: int = 0,
         prog_bar: bool = True,
+        panels: bool = True,
+        show_table: bool = True,
         strict: bool = False,
         save_dir: str | None = None,
         budget: int | None = None,
@@ -141,15 +150,17 @@ class StiffnessMonitor(Callback):
         self.superclasses = None if superclasses is None else tuple(superclasses)
         self.signals, self.tracked_size, self.logits = require_known(signals), tracked_size, logits
         self.prog_bar, self.strict, self.save_dir, self.budget, self.name = prog_bar, strict, save_dir, budget, name
+        self.panels, self.show_table = panels, show_table
         self.history: History | None = None
         """The readings of this run; None until training starts."""
         self._fingerprint: str | None = None
         self._reader: StiffnessReader | BatchReader | None = None
         self._board: SignalBoard | None = None
-        self._file: HistoryFile
+        self.publisher: Publisher | None = None
+        """What shows this run; None before training."""
         self._wished: tuple[str, ...] = ()
         self._pooled, self._signal_states = dict[str, Any](), dict[str, Any]()
-        self._attempted_step, self._has_warned, self._has_begun = -1, False, False
+        self._attempted_step, self._has_begun, self._failures = -1, False, Failures(self.strict)
 
     @property
     @override
@@ -166,12 +177,12 @@ class StiffnessMonitor(Callback):
                 f'to one of them, such as name="{self.name}_val".'
             )
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is loaded after this
-            self.history = self._fingerprint = None
+            self.history = self.publisher = self._fingerprint = None
             self._pooled, self._signal_states = {}, {}
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._attempted_step, self._has_warned, self._has_begun = -1, False, False
+        self._attempted_step, self._has_begun, self._failures = -1, False, Failures(self.strict)
         if self.reads_batches:
             self._begin_batches(trainer, pl_module)
         else:
@@ -192,7 +203,8 @@ class StiffnessMonitor(Callback):
         self._reader = reader = StiffnessReader(pl_module, engine, probes, batch, self._board)
         scene = Scene(trainer, pl_module, engine, loss, reader.rows, probes.num_classes, self)
         self._board.begin(scene, self._signal_states)
-        self._begin_history(trainer, probes.summary(self.class_names, self.superclasses), probes.fingerprint)
+        summary = probes.summary(self.class_names, self.superclasses)
+        self._begin_history(trainer, pl_module, summary, probes.fingerprint, reader.rows)
         if not self.history:
             self._begin_readings(trainer, reader)
 
@@ -200,7 +212,8 @@ class StiffnessMonitor(Callback):
         request = BatchRequest(self.every_n_batches, self.num_classes, self.targets, self.loss, self.budget or 1 << 30)
         self._reader = reader = request.reader(trainer, pl_module)
         is_same = self._fingerprint == reader.fingerprint
-        self._begin_history(trainer, reader.summary(self.class_names, self.superclasses), reader.fingerprint)
+        summary = reader.summary(self.class_names, self.superclasses)
+        self._begin_history(trainer, pl_module, summary, reader.fingerprint)
         if is_same and self._pooled and trainer.is_global_zero:
             reader.pool = BatchPool.from_state_dict(self._pooled)
         self._pooled = {}
@@ -213,18 +226,18 @@ class StiffnessMonitor(Callback):
             self._board.before_step()
         reader = self._reader
         if isinstance(reader, BatchReader) and self._has_rehearsed(trainer, reader, batch):
-            self._try(trainer, lambda: reader.begin(batch, batch_idx))
+            self._failures.survive(lambda: reader.begin(batch, batch_idx), trainer.global_step)
 
     @override
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         reader = self._reader
         if isinstance(reader, BatchReader):
-            self._try(trainer, lambda: reader.listen(loss, loss_factor(trainer)))
+            self._failures.survive(lambda: reader.listen(loss, loss_factor(trainer)), trainer.global_step)
 
     @override
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if isinstance(self._reader, BatchReader):
-            self._try(trainer, self._reader.collect)
+            self._failures.survive(self._reader.collect, trainer.global_step)
 
     @override
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -240,6 +253,11 @@ class StiffnessMonitor(Callback):
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._is_due_after(trainer.current_epoch + 1):
             self._measure(trainer, at_epoch_end=True)
+
+    @override
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.publisher is not None:
+            self.publisher.end()
 
     @override
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -284,7 +302,9 @@ class StiffnessMonitor(Callback):
     def _is_due_after(self, epochs: float) -> bool:
         return bool(self.every_n_epochs) and epochs % self.every_n_epochs == 0
 
-    def _begin_history(self, trainer: Any, summary: ProbeSummary, fingerprint: str) -> None:
+    def _begin_history(
+        self, trainer: Any, pl_module: Any, summary: ProbeSummary, fingerprint: str, batch: Any = ()
+    ) -> None:
         """A new history, or the one of the checkpoint if it is about the same samples."""
         past = self.history
         if past and (past.probe.strata != summary.strata or self._fingerprint not in (None, fingerprint)):
@@ -292,8 +312,10 @@ class StiffnessMonitor(Callback):
             past = None
         self.history = History(summary, past.truncated(trainer.global_step) if past else ())
         self._fingerprint = fingerprint
-        self._file = HistoryFile(trainer, self.save_dir, self.name)
-        self._file.save(self.history)
+        audience = Audience(self.name, self.save_dir, self.prog_bar, self.panels, self.show_table)
+        self.publisher = Publisher(trainer, audience, self.history)
+        pictures = thumbnails(batch, len(summary.ids)) if self.panels and trainer.is_global_zero else ()
+        self.publisher.begin(run_card(trainer, pl_module, summary, self), pictures)
 
     def _begin_readings(self, trainer: Any, reader: StiffnessReader) -> None:
         """Before the first step nothing is lost yet: a setting that cannot work is reported, not passed over."""
@@ -302,7 +324,7 @@ class StiffnessMonitor(Callback):
             return
         outcome = agreed(trainer, attempted(reader.rehearse))
         if isinstance(outcome, Exception):
-            self._fail(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
+            self._failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
 
     def _has_rehearsed(self, trainer: Any, reader: BatchReader, batch: Any) -> bool:
         """Tries the first batch, before a step: a setting that cannot work is reported, not passed over."""
@@ -312,15 +334,10 @@ class StiffnessMonitor(Callback):
         outcome = agreed(trainer, attempted(lambda: reader.rehearse(batch)))
         if isinstance(outcome, Exception):
             self._reader = None
-            self._fail(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
+            self._failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
             return False
         reader.announce(self.name)
         return True
-
-    def _try(self, trainer: Any, work: Callable[[], None]) -> None:
-        outcome = attempted(work)
-        if isinstance(outcome, Exception):
-            self._fail(outcome, trainer.global_step, is_fatal=False)
 
     def _measure(self, trainer: Any, at_start: bool = False, at_epoch_end: bool = False) -> None:
         step, reader = trainer.global_step, self._reader
@@ -329,22 +346,12 @@ class StiffnessMonitor(Callback):
             return
         self._attempted_step = step
         epoch = epochs_completed(trainer, at_epoch_end)
-        outcome = agreed(trainer, attempted(lambda: with_logged(reader.read(step, epoch), trainer, self.name)))
+        assert self.publisher is not None
+        completed = self.publisher.completed
+        outcome = agreed(trainer, attempted(lambda: completed(reader.read(step, epoch))))
         if isinstance(outcome, Exception):
-            self._fail(outcome, step, at_start and isinstance(outcome, StiffnessError))
+            self._failures.report(outcome, step, at_start and isinstance(outcome, StiffnessError))
         elif outcome is not None:
             assert self.history is not None
             self.history.append(outcome)
-            publish(trainer, self.name, outcome, logged_step(trainer, at_epoch_end), self.prog_bar)
-            self._file.append(self.history)
-
-    def _fail(self, cause: Exception, step: int, is_fatal: bool) -> None:
-        """A run must not die of a measurement."""
-        if is_fatal or self.strict:
-            raise cause
-        if not self._has_warned:
-            rank_zero_warn(
-                f"Stiffness could not be measured at step {step} ({type(cause).__name__}: {cause}). Training goes on; "
-                "later failures are not reported. Pass strict=True to stop instead."
-            )
-        self._has_warned = True
+            self.publisher.publish(at_epoch_end)

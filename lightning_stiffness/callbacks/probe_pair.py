@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_stiffness.batching import join
-from lightning_stiffness.functional import Stiffness, summarise, summarise_cross
+from lightning_stiffness.functional import Detail, Stiffness, pair_detail, summarise, summarise_cross
 from lightning_stiffness.history import ProbeSummary
 from lightning_stiffness.probe import Probe, label_entropy
 from lightning_stiffness.structure import tensors
@@ -61,7 +61,9 @@ class ProbePair:
         if self.columns is not None:
             strata += (self.columns.targets + self.num_classes).tolist()
         entropy = label_entropy(self.rows.targets)
-        return ProbeSummary(self.mode, self.num_classes, tuple(strata), entropy, class_names, superclasses)
+        return ProbeSummary(
+            self.mode, self.num_classes, tuple(strata), entropy, class_names, superclasses, self.rows.ids
+        )
 
     def stiffness(self, pairs: Tensor) -> Stiffness:
         """The class matrix and its summaries from the values of all pairs of samples."""
@@ -69,6 +71,13 @@ class ProbePair:
             return summarise(pairs, self.rows.targets, self.num_classes)
         n = len(self.rows.targets)
         return summarise_cross(pairs[:n, n:], self.rows.targets, self.columns.targets, self.num_classes)
+
+    def detail(self, pairs: Tensor, distances: Tensor | None) -> Detail:
+        """What the values of all pairs say of single row samples, and of their own spread."""
+        n, rows = len(self.rows.targets), self.rows.targets
+        if self.columns is None:
+            return pair_detail(pairs, rows, rows, self.num_classes, distances)
+        return pair_detail(pairs[:n, n:], rows, self.columns.targets, self.num_classes, distances)
 
 
 def _content(batch: Any) -> bytes:

@@ -1,63 +1,113 @@
-"""Where a reading goes: the Trainer's metrics, its loggers, and the file of the history."""
+"""Where a reading goes: the Trainer's metrics, its loggers and their panels, files beside the logs, the terminal."""
 
 import math
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from lightning_stiffness import loggers
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
+from lightning_stiffness.callbacks.panels import Panels
+from lightning_stiffness.callbacks.progress import logged_step
 from lightning_stiffness.callbacks.run_folder import run_folder
 from lightning_stiffness.history import History, Reading
+from lightning_stiffness.run_files import save_probe
+from lightning_stiffness.tables import readings_table
 
 
-def with_logged(reading: Reading | None, trainer: Any, name: str) -> Reading | None:
-    """The reading with what the run itself has logged by now; metrics of the monitor of that name are left out."""
-    if reading is None:
-        return None
-    others = {key: torch.as_tensor(v) for key, v in trainer.callback_metrics.items() if not key.startswith(f"{name}/")}
-    found = {key: float(value) for key, value in others.items() if value.numel() == 1}
-    return replace(reading, logged={key: value if math.isfinite(value) else math.nan for key, value in found.items()})
+@dataclass(frozen=True)
+class Audience:
+    """To whom a run is shown.
+
+    Attributes:
+        name: First part of all logged names, and the name of the files.
+        save_dir: Folder of the files, or None for that of the first logger.
+        prog_bar: Whether the progress bar shows same-class stiffness.
+        panels: Whether loggers show more than numbers.
+        table: Whether the terminal shows a table after training.
+    """
+
+    name: str
+    save_dir: str | None
+    prog_bar: bool
+    panels: bool
+    table: bool
 
 
-def publish(trainer: Any, name: str, reading: Reading, step: int, prog_bar: bool) -> None:
-    """Shows a reading in the Trainer's metrics and in its loggers.
+class Publisher:
+    """Shows the readings of one run; all processes have to make one, and to call its methods.
 
     Args:
         trainer: The Trainer.
-        name: First part of all logged names.
-        reading: What was measured.
-        step: On the axis of the loggers.
-        prog_bar: Whether the progress bar shows it, too.
+        audience: To whom.
+        history: The readings so far.
     """
-    values = {f"{name}/{key}": value for key, value in reading.metrics().items()}
-    trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
-    if prog_bar:
-        trainer.progress_bar_metrics[f"{name}/within"] = reading.cosine.within
-    if trainer.is_global_zero:
-        loggers.log_scalars(trainer.loggers, values, step)
 
-
-class HistoryFile:
-    """The file of a history, on the first process; one that cannot be written is given up with a warning."""
-
-    def __init__(self, trainer: Any, save_dir: str | None, name: str) -> None:
-        """Nothing is written yet; all processes have to call this."""
-        folder = run_folder(trainer, save_dir)
-        self._path = folder / f"{name}.jsonl" if folder is not None and trainer.is_global_zero else None
-
-    def save(self, history: History) -> None:
-        """Writes the whole history."""
+    def __init__(self, trainer: Any, audience: Audience, history: History) -> None:
+        """Writes the history as it is."""
+        self._trainer, self._audience, self._history = trainer, audience, history
+        folder = run_folder(trainer, audience.save_dir)
+        self._path = folder / f"{audience.name}.jsonl" if folder is not None and trainer.is_global_zero else None
+        self._panels = Panels(trainer.loggers if trainer.is_global_zero else (), audience.name, audience.panels)
+        past = history[-1].elapsed if history else 0.0
+        self._began = time.perf_counter() - (past if math.isfinite(past) else 0.0)
+        self._verdict = ""
         self._try(history.save)
 
-    def append(self, history: History) -> None:
-        """Adds the last reading."""
-        self._try(history.append_line)
+    def begin(self, run: loggers.RunCard, thumbnails: Sequence[bytes]) -> None:
+        """Shows what is known before the first reading."""
+        self._try(lambda path: save_probe(path, run.settings, thumbnails))
+        self._panels.begin(run)
+
+    def completed(self, reading: Reading | None) -> Reading | None:
+        """The reading with what the run itself has logged by now, and with the time since training began."""
+        if reading is None:
+            return None
+        prefix, values = f"{self._audience.name}/", self._trainer.callback_metrics
+        others = {key: torch.as_tensor(value) for key, value in values.items() if not key.startswith(prefix)}
+        found = {key: float(value) for key, value in others.items() if value.numel() == 1}
+        logged = {key: value if math.isfinite(value) else math.nan for key, value in found.items()}
+        return replace(reading, logged=logged, elapsed=time.perf_counter() - self._began)
+
+    def publish(self, at_epoch_end: bool = False) -> None:
+        """Shows the last reading."""
+        trainer, name, reading = self._trainer, self._audience.name, self._history[-1]
+        step = logged_step(trainer, at_epoch_end)
+        values = {f"{name}/{key}": value for key, value in reading.metrics().items()}
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
+        if self._audience.prog_bar:
+            trainer.progress_bar_metrics[f"{name}/within"] = reading.cosine.within
+        self._try(self._history.append_line)
+        if trainer.is_global_zero:
+            loggers.log_scalars(trainer.loggers, values, step)
+            self._panels.reading(self._history, step)
+
+    def stopped(self, verdict: Mapping[str, Any], text: str, step: int) -> None:
+        """That training is stopped, and why."""
+        self._verdict = text
+        self._panels.stopped(verdict, text, step)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        """Some lines for people, in the loggers."""
+        self._panels.text(tag, text, step)
+
+    def end(self) -> None:
+        """After training: the last pictures, summaries, and a table in the terminal if there is a progress bar."""
+        self._panels.end(self._history, logged_step(self._trainer))
+        trainer = self._trainer
+        wants_words = self._audience.table and trainer.progress_bar_callback is not None and not trainer.fast_dev_run
+        if wants_words and trainer.is_global_zero and self._history:
+            console = Console()
+            console.print(readings_table(self._history), highlight=False)
+            console.print(self._verdict, highlight=False, markup=False, end="\n" if self._verdict else "")
 
     def _try(self, how: Callable[[Path], None]) -> None:
+        """Writes a file; where that fails once, no more is written."""
         if self._path is None:
             return
         try:

@@ -2,18 +2,20 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_stiffness.batching import take
+from lightning_stiffness.batching import batch_size, take
 from lightning_stiffness.callbacks.neutrality import measuring
 from lightning_stiffness.callbacks.probe_pair import ProbePair
 from lightning_stiffness.callbacks.signals.board import SignalBoard
-from lightning_stiffness.functional import cosine_pairs, sign_pairs, summarise
+from lightning_stiffness.functional import cosine_pairs, input_distances, sign_pairs, summarise
 from lightning_stiffness.gram import Gram, GramEngine
 from lightning_stiffness.history import Reading
+from lightning_stiffness.inputs import input_vectors
 
 REHEARSED = 4  # samples
 
@@ -41,6 +43,15 @@ class StiffnessReader:
         """The samples without the validation samples of cross mode."""
         n = len(self.probes.rows.targets)
         return self.batch if self.probes.columns is None else take(self.batch, slice(0, n))
+
+    @cached_property
+    def distances(self) -> Tensor | None:
+        """Of the inputs of each pair of samples, as the module gets them; None where inputs have no distance."""
+        n = len(self.probes.rows.targets)
+        vectors = input_vectors(self.batch, batch_size(self.batch))
+        if vectors is None:
+            return None
+        return input_distances(vectors[:n], vectors if self.probes.columns is None else vectors[n:])
 
     def rehearse(self) -> None:
         """Measures a few samples, to find out now what cannot work later.
@@ -78,4 +89,5 @@ class StiffnessReader:
             zero_fraction=float(gram.zero.double().mean()),
             seconds=time.perf_counter() - start,
             signals=signals,
+            detail=self.probes.detail(pairs, self.distances),
         )

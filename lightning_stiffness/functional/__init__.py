@@ -1,14 +1,19 @@
 """The published formulas on the Gram matrix of per-sample gradients, as functions of tensors.
 
 From the Gram matrix to one value for each pair: `cosine_pairs`, `sign_pairs`.
-From pairs to classes: `class_matrix`, `class_pair_sums` (its additive form, a `Tally`), `own_class_alignment`.
+From pairs to classes: `class_matrix`, `class_pair_sums` (its additive form, a `Tally`).
+From pairs to samples: `class_alignment`, `own_class_alignment`.
 Both steps in one: `cosine_stiffness`, `sign_stiffness`.
 From the class matrix to numbers: `within_class`, `between_class`, `superclass_within`, `superclass_between`.
 All of it with standard errors: `summarise`, `summarise_cross` (they give a `Stiffness`), `jackknife_error`.
 The same for several batches, pairs across them not counted: `pair_rows`, `summarise_rows`.
+Beyond the summaries: `pair_detail` (a `Detail` of samples, histograms, distances), `class_tree`, `distance_curve`.
 What a network would say without a sample: `Exposure`, `own_share`, `leave_one_out_scores`.
 """
 
+from lightning_stiffness.functional.class_tree import ClassTree, Merge, class_tree
+from lightning_stiffness.functional.detail import Detail, pair_detail, pair_histograms
+from lightning_stiffness.functional.distance import DistanceCurve, distance_curve, input_distances
 from lightning_stiffness.functional.jackknife import (
     Stiffness,
     jackknife_error,
@@ -25,6 +30,7 @@ from lightning_stiffness.functional.leave_one_out import (
 )
 from lightning_stiffness.functional.stiffness import (
     between_class,
+    class_alignment,
     class_matrix,
     class_pair_sums,
     cosine_pairs,
@@ -39,19 +45,29 @@ from lightning_stiffness.functional.stiffness import (
 from lightning_stiffness.functional.tally import Tally
 
 __all__ = [
+    "ClassTree",
+    "Detail",
+    "DistanceCurve",
     "Exposure",
     "LeaveOneOutScores",
+    "Merge",
     "Stiffness",
     "Tally",
     "between_class",
+    "class_alignment",
     "class_matrix",
     "class_pair_sums",
+    "class_tree",
     "cosine_pairs",
     "cosine_stiffness",
+    "distance_curve",
+    "input_distances",
     "jackknife_error",
     "leave_one_out_scores",
     "own_class_alignment",
     "own_share",
+    "pair_detail",
+    "pair_histograms",
     "pair_rows",
     "sign_pairs",
     "sign_stiffness",

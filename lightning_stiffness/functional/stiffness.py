@@ -245,6 +245,38 @@ def superclass_between(matrix: Float[Tensor, "c c"], superclasses: Int[Tensor, "
     return _mean_where(~_same_superclass(matrix, superclasses), matrix)
 
 
+def class_alignment(
+    pairs: Float[Tensor, "n m"], row_targets: Int[Tensor, "n"], column_targets: Int[Tensor, "m"], num_classes: int
+) -> Float[Tensor, "n c"]:
+    """Mean pair value of each row sample with the column samples of each class.
+
+    Args:
+        pairs: one value for each pair of a row and a column sample, nan where it does not count.
+        row_targets: class of each row sample.
+        column_targets: class of each column sample.
+        num_classes: number of classes, those without a sample included.
+
+    Returns:
+        Values in the range of the pairs; nan where no pair counts, as for the only sample of a class with its own.
+
+    Raises:
+        StiffnessError: `pairs` is empty, or the targets do not fit it or the number of classes.
+
+    Source: ours.
+
+    >>> pairs = torch.tensor([[torch.nan, 0.5, 0.1], [0.5, torch.nan, 0.3], [0.1, 0.3, torch.nan]])
+    >>> targets = torch.tensor([0, 0, 1])
+    >>> class_alignment(pairs, targets, targets, num_classes=2)
+    tensor([[0.5000, 0.1000],
+            [0.5000, 0.3000],
+            [0.2000,    nan]])
+    """
+    require_matrix(pairs, "pairs")
+    require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
+    columns = membership(require_targets(column_targets, pairs.shape[1], num_classes, "column_targets"), num_classes)
+    return pair_tally(pairs).map(lambda values: values @ columns).mean.to(pairs.dtype)
+
+
 def own_class_alignment(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:
     """Mean pair value of each sample with the other samples of its own class; low for mislabelled and odd samples.
 
@@ -266,8 +298,9 @@ def own_class_alignment(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"]) 
     """
     require_square(pairs, "pairs")
     require_integers(targets, pairs.shape[0], "targets")
-    others = pair_tally(pairs.masked_fill(targets[:, None] != targets, torch.nan))
-    return others.map(lambda values: values.sum(dim=1)).mean.to(pairs.dtype)
+    classes, members = targets.unique(return_inverse=True)
+    alignment = class_alignment(pairs, members, members, len(classes))
+    return alignment.gather(1, members[:, None]).squeeze(1)
 
 
 def _uncounted(gram: Tensor) -> Bool[Tensor, "n n"]:

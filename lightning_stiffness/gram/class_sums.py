@@ -13,6 +13,10 @@ from lightning_stiffness.gram.factors import Run
 PIECE = 1 << 14  # columns that are multiplied at once: rounding errors of float32 do not grow beyond them
 
 
+class UnknownForm(Exception):  # noqa: N818 (the caller answers it by another route)
+    """Gradients of a parameter come in a form that is not that of their sums."""
+
+
 @dataclass
 class ClassSums:
     """S_a, the sum over class a of weights_i * g_i, for some parameters.
@@ -32,6 +36,38 @@ class ClassSums:
             if one.identity not in self.sums:
                 self.sums[one.identity] = weights.new_zeros(self.num_classes, factors.columns, dtype=factors.dtype)
             factors.add_class_sums(self.sums[one.identity], weights.to(factors.dtype), runs)
+
+    def merge(self, other: "ClassSums") -> None:
+        """Adds the sums of other samples, which may use other parameters.
+
+        Raises:
+            UnknownForm: They are of another form.
+        """
+        for identity, sums in other.sums.items():
+            if self._knows(identity, sums.shape[1]):
+                self.sums[identity] += sums
+            else:
+                self.sums[identity] = sums
+
+    def products_with(self, found: Sequence[Found], classes: Sequence[int], samples: int) -> Float[Tensor, "n k"]:
+        """<g_i, S_a> for these samples and classes a, over all parameters that were found.
+
+        Raises:
+            UnknownForm: The gradients are of another form.
+        """
+        total = torch.zeros(samples, len(classes), dtype=torch.float64)
+        for one in found:
+            if self._knows(one.identity, one.factors.columns):
+                total += one.factors.products_with(self.sums[one.identity][list(classes)]).cpu().double()
+        return total
+
+    def _knows(self, identity: tuple[tuple[int, ...], ...], columns: int) -> bool:
+        """Whether there are sums of this form; if not, these parameters must have none of another form either."""
+        if identity in self.sums and self.sums[identity].shape[1] == columns:
+            return True
+        if any(set(identity[1]) & set(known[1]) for known in self.sums):
+            raise UnknownForm
+        return False
 
     def products(self) -> Float[Tensor, "c c"]:
         """S_a . S_b over all parameters; products of short pieces are added up in float64, where there is one."""

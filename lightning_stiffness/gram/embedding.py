@@ -96,6 +96,11 @@ class Rows(Factors):
             table = sums[run.target].view(self.rows, -1)
             table.index_add_(0, self.indices[part].flatten(), weighted[part].flatten(0, 1))
 
+    @override
+    def products_with(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "n k"]:
+        tables = vectors.view(len(vectors), self.rows, -1)
+        return torch.stack([(table[self.indices] * self.values).sum((1, 2)) for table in tables], 1)
+
     def _same_rows(self) -> Float[Tensor, "n q"]:
         """The gradients of the rows that occur, where all samples have the same ones, such as positions."""
         rows, place = self.indices[0].unique(return_inverse=True)

@@ -1,7 +1,7 @@
 """The Gram matrix of per-sample loss gradients of any model, without holding the n x p gradients."""
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,26 +13,25 @@ from torch.utils.checkpoint import CheckpointError
 from lightning_stiffness.batching import batch_size, join, take
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.check import Check, tolerance_of
+from lightning_stiffness.gram.class_alignment import AlignmentPasses, require_classes
 from lightning_stiffness.gram.class_cosine import class_cosine
 from lightning_stiffness.gram.collect import Declined, GraphChanged
 from lightning_stiffness.gram.fallback import ONE_BY_ONE, VECTORISED
-from lightning_stiffness.gram.logit_gram import Logits, Projection, projected_gram
+from lightning_stiffness.gram.logit_gram import Logits, Projection, gram_along, projected_gram
 from lightning_stiffness.gram.losses import LossSource
 from lightning_stiffness.gram.measurement import Measurement
 from lightning_stiffness.gram.memory import default_budget, is_out_of_memory
 from lightning_stiffness.gram.modes import require_measurable_mode
 from lightning_stiffness.gram.plain import plainly, unwrapped
-from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan
-from lightning_stiffness.gram.results import ClassCosine, CrossGram, Explanation, Gram
+from lightning_stiffness.gram.plans import MISTRUSTED, Plans
+from lightning_stiffness.gram.results import ClassAlignment, ClassCosine, CrossGram, Explanation, Gram
 from lightning_stiffness.gram.totals import across, by_class, everything, grouping
 from lightning_stiffness.gram.trainable import trainable
-from lightning_stiffness.structure import tensors
+from lightning_stiffness.targets import targets_of
 
 Result = TypeVar("Result")
 FEW = 8  # samples whose Gram is computed to check a reading that has none
-MISTRUSTED = "failed the self-check"
 SMALLEST = 64 << 20  # a budget that is not made smaller
-PLANS = 16  # that are kept, one for each kind of batch
 
 
 class GramEngine:
@@ -88,9 +87,8 @@ class GramEngine:
         self._shrunk = 0
         self.check_every = check_every
         self._source = LossSource(self.module, loss)
-        self._plans: dict[Hashable, Plan] = {}
-        self._mistrusted: set[str] = set()
-        self._fallback_route = VECTORISED
+        self._plans = Plans(self.module, self._source)
+        self._mistrusted = self._plans.mistrusted
         self._readings = 0
         self._checks = 0
         self._logit_engine: tuple[tuple[Logits, int, int], Projection, GramEngine] | None = None
@@ -118,7 +116,7 @@ class GramEngine:
         """
         n = batch_size(batch)
         if within is not None:
-            _require_classes(within, n)
+            require_classes(within, n)
         request = everything(n) if within is None else by_class(within.tolist())
         request = request if by is None else replace(request, group_of=grouping(by))
 
@@ -174,16 +172,37 @@ class GramEngine:
             StiffnessError: As `gram`, or targets that do not fit.
             MixedSamplesError: The loss of one sample depends on the others.
         """
-        n = batch_size(batch)
-        _require_classes(targets, n)
-        low, high = (int(targets.min()), int(targets.max())) if n else (0, 0)
-        if low < 0 or high >= num_classes:
-            raise StiffnessError(
-                f"targets must lie in [0, {num_classes}), found {low} to {high}; pass the right num_classes."
-            )
+        require_classes(targets, batch_size(batch), num_classes)
         with plainly(self._outermost):
             self._check_a_few(batch)
             return self._run(batch, lambda measurement: class_cosine(measurement, targets, num_classes))
+
+    def class_alignment(
+        self,
+        batches: Iterable[Any],
+        num_classes: int,
+        *,
+        targets: Callable[[Any], Tensor] = targets_of,
+        relabel: Callable[[Any, Tensor], Any] | None = None,
+    ) -> ClassAlignment:
+        """Mean cosine of each sample's gradient with those of each class, over data of any size, without any pair.
+
+        Source: ours; u_i . S_a / n_a with the sums of `class_cosine`, the sample itself left out of its own class.
+
+        Args:
+            batches: Read twice or more, such as a list or a DataLoader; memory does not grow with their number.
+            num_classes: Number c of classes.
+            targets: batch -> the given class [n] of each sample.
+            relabel: (batch, labels [n]) -> the batch with these labels. Given: column a is the cosine of the gradient
+                that the sample would have under label a, and there is a pass over the data for each label.
+
+        Raises:
+            StiffnessError: As `gram`, targets that do not fit, or batches that change from pass to pass.
+            MixedSamplesError: The loss of one sample depends on the others.
+        """
+        with plainly(self._outermost):
+            passes = AlignmentPasses(self._aligned, batches, num_classes, targets, relabel)
+            return passes.result(give_up_rules=self._plans.distrust_all)
 
     def logit_gram(
         self,
@@ -191,6 +210,7 @@ class GramEngine:
         logits: Logits,
         *,
         directions: int = 3,
+        only: int | None = None,
         rates: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> Float[Tensor, "n n"]:
@@ -202,6 +222,8 @@ class GramEngine:
             directions: How many random sums of the logits are differentiated, each at the cost of a `gram`. With c or
                 more the result is exact; with fewer, entries have an error of about 1 / sqrt(directions) of the
                 geometric mean of their diagonal entries, and their expectation is exact.
+            only: The number of a direction, from 0 to below min(directions, c): only its own matrix, at the cost of one
+                `gram`. The mean over all of them is what is returned without it.
             rates: How much each parameter counts, by its name: its learning rate relative to others. Rounded to a
                 quarter of an octave. Not given: all count as 1.
             seed: Of the random sums; the global random state is not used.
@@ -222,23 +244,31 @@ class GramEngine:
             engine = GramEngine(self._outermost, projection, budget=self.budget, check_every=self.check_every)
             known = self._logit_engine = (logits, directions, seed), projection, engine
         _, projection, engine = known
-        return projected_gram(engine.gram, projection, batch, rates)
+        if only is None:
+            return projected_gram(engine.gram, projection, batch, rates)
+        return gram_along(engine.gram, projection, batch, rates, only)
 
     def explain(self, batch: Any) -> Explanation:
         """What is computed how, and what it costs, for each parameter: `print(engine.explain(batch))`."""
         with plainly(self._outermost):
             return self._run(batch, Measurement.explain)
 
+    def _aligned(self, batch: Any, work: Callable[[Measurement], Result]) -> Result:
+        """Works on one of many batches; the first of its kind is checked."""
+        if self.check_every and not self._measurement(batch).plan.is_checked:
+            self._check_a_few(batch)
+        return self._run(batch, work)
+
     def _run(self, batch: Any, work: Callable[[Measurement], Result]) -> Result:
         """Works by a plan, and by an amended one for as long as the graph or a rule contradicts it."""
-        known = self._kind(batch) in self._plans
+        known = self._plans.knows(batch)
         measurement = self._measurement(batch)
         for _ in range(len(measurement.names) + 2):
             try:
                 return work(measurement)
             except GraphChanged as changed:
                 if known:  # the plan may be out of date
-                    del self._plans[self._kind(batch)]
+                    self._plans.forget(batch)
                 else:
                     measurement.plan.set_apart(changed.parameters, str(changed))
                 known = False
@@ -254,34 +284,15 @@ class GramEngine:
         measurement.plan.leave_to_fallback(range(len(measurement.names)), "what is computed differs from call to call")
         return work(measurement)
 
-    def _kind(self, batch: Any) -> Hashable:
-        """What a plan is made for: the parameters, the modes of all parts, and the shapes of one sample."""
-        parameters = tuple((name, p.dtype, p.device, p.shape) for name, p in trainable(self.module).items())
-        modes = tuple(part.training for part in self.module.modules())
-        shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors(batch))
-        return parameters, modes, shapes, min(batch_size(batch), max(TRIAL_SIZES))
-
     def _measurement(self, batch: Any) -> Measurement:
         n = batch_size(batch)
         if n == 0:
             raise StiffnessError("A batch must hold at least one sample, found none.")
         names = trainable(self.module)
         require_measurable_mode(self.module)
-        kind = self._kind(batch)
-        if kind not in self._plans:
-            few = max(TRIAL_SIZES)  # small batches are repeated: one sample alone does not show its axis
-
-            def losses_of(k: int) -> Tensor:
-                return self._source(take(batch, [sample % n for sample in range(k)], n))
-
-            plan = make_plan(losses_of, list(names.values()), max(n, few))
-            plan.leave_to_fallback([k for k, name in enumerate(names) if name in self._mistrusted], MISTRUSTED)
-            plan.fallback_route = self._fallback_route
-            if len(self._plans) == PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[kind] = plan
+        plan = self._plans.of(batch)
         budget = self.budget or default_budget(next(iter(names.values())).device) >> self._shrunk
-        return Measurement(self.module, self._source, self._source.raw, self._plans[kind], names, batch, n, budget)
+        return Measurement(self.module, self._source, self._source.raw, plan, names, batch, n, budget)
 
     def _is_due(self, batch: Any) -> bool:
         """Begins a reading; whether it is to be checked."""
@@ -324,7 +335,7 @@ class GramEngine:
         faulty = check.faulty()
         if not faulty and plan.fallback and plan.fallback_route == VECTORISED:
             faulty, plan.fallback_route = sorted(plan.fallback), ONE_BY_ONE
-            self._fallback_route = ONE_BY_ONE
+            self._plans.fallback_route = ONE_BY_ONE
         elif covered:
             faulty = faulty or covered
             plan.leave_to_fallback(faulty, MISTRUSTED)
@@ -339,8 +350,3 @@ class GramEngine:
             f"{' and others' if len(faulty) > 5 else ''}; these parameters are now measured by a slower, safe route.",
             stacklevel=5,
         )
-
-
-def _require_classes(targets: Tensor, n: int) -> None:
-    if targets.shape != (n,) or targets.dtype.is_floating_point:
-        raise StiffnessError(f"targets must be integers of shape [{n}], found {targets.dtype} {list(targets.shape)}.")

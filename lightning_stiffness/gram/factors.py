@@ -5,10 +5,10 @@ form overrides what it can do cheaper.
 """
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -96,6 +96,14 @@ class Factors(abc.ABC):
             for run in runs:
                 part[run.target].addmv_(block[run.start : run.stop].T, weights[run.start : run.stop])
             start += block.shape[1]
+
+    def products_with(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "n k"]:
+        """<g_i, v> for vectors v in the order of ``blocks`` and of ``add_class_sums``."""
+        start, products = 0, vectors.new_zeros(self.samples, len(vectors))
+        for block in self.blocks(Workspace()):
+            products += block @ vectors[:, start : start + block.shape[1]].T
+            start += block.shape[1]
+        return products
 
     def joined_blocks(self) -> Float[Tensor, "n p"]:
         """All explicit gradients at once, in the order of ``blocks`` and of ``add_class_sums``."""
@@ -271,6 +279,18 @@ class Outer(Factors):
             if self.bias:
                 row[a * b :] += (self.right[part] * weights[part, None, None]).sum((0, 1))
 
+    @override
+    def products_with(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "n k"]:
+        if self.positions > 1 and len(vectors) > 1:
+            return super().products_with(vectors)
+        first, second = self._oriented
+        a, b = first.shape[2], second.shape[2]
+        products = [((first @ row[: a * b].view(a, b)) * second).sum((1, 2)) for row in vectors]
+        if self.bias:
+            bias = self.right.sum(1)
+            products = [one + bias @ row[a * b :] for one, row in zip(products, vectors, strict=True)]
+        return torch.stack(products, 1)
+
     def dense(self) -> Float[Tensor, "n p"]:
         """The gradients in the order of an [a, b] matrix; without a bias only."""
         assert not self.bias
@@ -308,36 +328,3 @@ def runs_of(targets: Sequence[int]) -> list[Run]:
 def owned(tensor: Tensor) -> Tensor:
     """A tensor which keeps no larger storage alive than its own."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
-
-
-def part_of(factors: Any, part: slice) -> Factors:
-    """The same for some of the samples."""
-    found: Factors = _changed(factors, [factors], lambda values: values[0][part])
-    return found
-
-
-def stacked(parts: Sequence[Any]) -> Factors:
-    """Factors of consecutive chunks of samples as one; explicit where their forms differ, as those of sequences do."""
-    if len({_form(part) for part in parts}) > 1:
-        return Explicit(torch.cat([part.joined_blocks() for part in parts]))
-    found: Factors = parts[0] if len(parts) == 1 else _changed(parts[0], parts, torch.cat)
-    return found
-
-
-def _form(part: Any) -> tuple[Any, ...]:
-    """What is the same in factors that can be stacked as they are."""
-    values = [getattr(part, entry.name) for entry in fields(part)]
-    shapes = tuple(value.shape[1:] for value in values if isinstance(value, Tensor))
-    return type(part), shapes, *(_form(value) for value in values if isinstance(value, Factors))
-
-
-def _changed(first: Any, parts: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
-    """The first value with each tensor, also of factors inside it, changed together with those of the others."""
-    changed: dict[str, Any] = {}
-    for entry in fields(first):
-        values = [getattr(part, entry.name) for part in parts]
-        if entry.init and isinstance(values[0], Tensor):
-            changed[entry.name] = change(values)
-        elif entry.init and isinstance(values[0], Factors):
-            changed[entry.name] = _changed(values[0], values, change)
-    return replace(first, **changed)

@@ -69,17 +69,24 @@ def projected_gram(
         batch: The samples.
         rates: How much each parameter counts, by its name; None for 1 each.
     """
-    by = None if rates is None else _by_rate(rates)
-    total, number = None, 0
+    total, number = gram_along(gram, projection, batch, rates, 0), 1
     while number < projection.count:
-        projection.number = number
-        found = gram(batch, by=by)
-        matrix = found.matrix if by is None else _weighted(found)
-        total = matrix if total is None else total + matrix
+        total = total + gram_along(gram, projection, batch, rates, number)
         number += 1
-    assert total is not None
-    projection.number = 0
     return total / number
+
+
+def gram_along(
+    gram: Callable[..., Gram], projection: Projection, batch: Any, rates: Mapping[str, float] | None, number: int
+) -> Float[Tensor, "n n"]:
+    """The Gram matrix of one direction; arguments as for `projected_gram`."""
+    by = None if rates is None else _by_rate(rates)
+    projection.number = number
+    try:
+        found = gram(batch, by=by)
+    finally:
+        projection.number = 0
+    return found.matrix if by is None else _weighted(found)
 
 
 def _weighted(gram: Gram) -> Tensor:

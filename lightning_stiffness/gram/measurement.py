@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from lightning_stiffness.batching import take
 from lightning_stiffness.gram.collect import Collector, Found, FoundSize, size_of
-from lightning_stiffness.gram.factors import Explicit, stacked
+from lightning_stiffness.gram.factors import Explicit
 from lightning_stiffness.gram.fallback import Fallback
 from lightning_stiffness.gram.plan import Plan
 from lightning_stiffness.gram.results import CrossGram, Explanation, ExplanationRow, Gram
 from lightning_stiffness.gram.scale import unit_weights
+from lightning_stiffness.gram.slicing import stacked
 from lightning_stiffness.gram.totals import Request, Totals, everything
 
 ITEM_BYTES = 4

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from lightning_stiffness.gram.embedding import Rows
-from lightning_stiffness.gram.factors import Explicit, Factors, part_of
+from lightning_stiffness.gram.factors import Explicit, Factors
 from lightning_stiffness.gram.graph import NotCovered, Operand, Walk, places, signed
 from lightning_stiffness.gram.joining import Placed, in_order
 from lightning_stiffness.gram.memory import is_out_of_memory
+from lightning_stiffness.gram.slicing import part_of
 from lightning_stiffness.gram.workspace import BLOCK_BYTES
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -88,6 +88,25 @@ class ClassCosine:
     counts: Float[Tensor, "c"]
     zero: Bool[Tensor, "n"]
     losses: Float[Tensor, "n"]
+
+
+@dataclass(frozen=True, eq=False)
+class ClassAlignment:
+    """How well the gradient of each sample's loss agrees with those of the samples of each class.
+
+    Attributes:
+        matrix: Mean cosine of sample i's gradient with the gradients of the other samples of class a; in [-1, 1],
+            float64; nan for a sample whose gradient is zero and where the class has no other sample. Where labels were
+            tried, sample i's gradient is the one that it has under label a.
+        targets: The class that each sample is given.
+        losses: The losses of the samples under the given labels, or [n, c] where labels were tried; detached.
+        counts: Samples of each class with a gradient that is not zero.
+    """
+
+    matrix: Float[Tensor, "n c"]
+    targets: Int[Tensor, "n"]
+    losses: Float[Tensor, "n *c"]
+    counts: Float[Tensor, "c"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_stiffness.gram import GramEngine, class_cosine
+from lightning_stiffness.gram import GramEngine, class_cosine, class_pass
 from tests.oracle import cross_entropy
 from tests.zoo import CLASSES, MODELS, build
 
@@ -38,7 +38,7 @@ def test_where_k_does_not_fit_the_budget_it_is_not_formed():
 def test_explicit_gradients_are_formed_for_a_few_samples_at_a_time(monkeypatch):
     measurement = measurement_of("cnn")
     expected = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
-    monkeypatch.setattr(class_cosine, "EXPLICIT_BYTES", 1)
-    monkeypatch.setattr(class_cosine, "FEWEST", 2)
+    monkeypatch.setattr(class_pass, "EXPLICIT_BYTES", 1)
+    monkeypatch.setattr(class_pass, "FEWEST", 2)
     found = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
     assert torch.allclose(found.matrix, expected.matrix, atol=1e-5, equal_nan=True)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_stiffness.gram.factors import Explicit, Outer, Run, stacked
+from lightning_stiffness.gram.factors import Explicit, Outer, Run
+from lightning_stiffness.gram.slicing import stacked
 
 
 def outer(samples, positions, widths, bias):

@@ -1,0 +1,171 @@
+"""Passes over the samples of a batch in chunks: their norms, their sums over classes, their products with such sums."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lightning_stiffness.batching import take
+from lightning_stiffness.gram.class_sums import ClassSums
+from lightning_stiffness.gram.collect import Found
+from lightning_stiffness.gram.factors import Explicit, runs_of
+from lightning_stiffness.gram.fallback import Fallback
+from lightning_stiffness.gram.measurement import ITEM_BYTES, Measurement, compact
+from lightning_stiffness.gram.slicing import part_of
+
+EXPLICIT_BYTES = (
+    48 << 20
+)  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)
+FEWEST = 8  # samples whose explicit gradients are formed at once
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What a pass found out, in the order of the batch.
+
+    Attributes:
+        losses: The losses of the samples, detached.
+        norms: |g_i| over the parameters of the pass, or those that were given to it. The losses may be weighted, in
+            every pass alike.
+        products: <g_i, S_a> over the parameters of the pass, a column for each class that was asked for.
+    """
+
+    losses: Float[Tensor, "n"]
+    norms: Float[Tensor, "n"]
+    products: Float[Tensor, "n k"]
+
+
+@dataclass(frozen=True)
+class ClassPass:
+    """Passes over one batch.
+
+    Attributes:
+        measurement: The batch, and how it is measured.
+    """
+
+    measurement: Measurement
+
+    @torch.no_grad()
+    def groups(self, num_classes: int) -> list[set[int] | None]:
+        """Groups of parameters whose sums over so many classes fit the budget; [None] where all do."""
+        sizes = [one.columns * num_classes * ITEM_BYTES for one in self.measurement.found_sizes()]
+        return self.measurement.groups(sizes)
+
+    def norms(self, group: set[int] | None = None) -> Passed:
+        """The norms over some parameters, all when not given."""
+        return self._pass(range(self.measurement.samples), group, None, lambda samples, norms, found: norms[:, None])
+
+    def add(
+        self, sums: ClassSums, targets: Int[Tensor, "n"], group: set[int] | None = None, norms: Tensor | None = None
+    ) -> Passed:
+        """Adds the unit gradients of all samples to the sums over their classes.
+
+        Args:
+            sums: What is added to.
+            targets: The class of each sample, on the CPU.
+            group: The parameters that count; all when not given.
+            norms: |g_i| over all parameters; over those of the group when not given.
+        """
+
+        def add(samples: Sequence[int], own: Tensor, found: Sequence[Found]) -> Tensor:
+            weights = torch.where(own > 0, 1 / own, torch.zeros_like(own))
+            sums.add(found, weights, runs_of(targets[samples].tolist()))
+            return own[:, None]
+
+        return self._pass(torch.argsort(targets, stable=True).tolist(), group, norms, add)
+
+    def multiply(self, sums: ClassSums, classes: Sequence[int], group: set[int] | None = None) -> Passed:
+        """The products of the gradients of all samples with the sums over some classes.
+
+        Raises:
+            UnknownForm: The sums were not made of gradients of this form.
+        """
+
+        def multiply(samples: Sequence[int], norms: Tensor, found: Sequence[Found]) -> Tensor:
+            return sums.products_with(found, classes, len(samples))
+
+        return self._pass(range(self.measurement.samples), group, None, multiply)
+
+    @torch.no_grad()
+    def _pass(
+        self,
+        order: Sequence[int],
+        group: set[int] | None,
+        norms: Tensor | None,
+        visit: Callable[[Sequence[int], Tensor, Sequence[Found]], Tensor],
+    ) -> Passed:
+        """Visits all samples a few at a time; ``visit`` takes which they are, their norms and what is found of them."""
+        chunks = self._chunks(order)
+        losses, all_norms, products = [], [], []
+        for samples in chunks:
+            chunk = self._chunk(samples, group)
+            losses.append(chunk.losses)
+            for part, found in chunk.pieces():
+                some = list(samples[part])
+                all_norms.append(norms_of(found, chunk.losses[part]) if norms is None else norms[some])
+                products.append(visit(some, all_norms[-1], found))
+        return Passed(*(_reordered(values, chunks) for values in (losses, all_norms, products)))
+
+    def _chunks(self, order: Sequence[int]) -> list[list[int]]:
+        measurement = self.measurement
+        kept = sum(one.elements for one in measurement.found_sizes())
+        kept += sum(parameter.numel() for parameter in measurement.uncovered)
+        return measurement.chunks(order, measurement.fast_chunk(kept * ITEM_BYTES))
+
+    def _chunk(self, samples: Sequence[int], group: set[int] | None) -> "Chunk":
+        """What is found of some samples, the parameters of the fallback included."""
+        measurement, found = self.measurement, []
+        values, weights = measurement.pass_chunk(samples, lambda one: found.append(compact(one)), group)
+        uncovered = [k for k in sorted(measurement.plan.fallback) if group is None or k in group]
+        if uncovered:
+            batch = take(measurement.batch, list(samples), measurement.samples)
+            parameters = [measurement.parameters[k] for k in uncovered]
+            fallback = Fallback(
+                measurement.module, measurement.loss, measurement.budget, measurement.plan.fallback_route
+            )
+            blocks = [block.detach() for block in fallback.blocks(batch, parameters, weights, values)]
+            found.append(Found((-2,), tuple(uncovered), "fallback", Explicit(torch.cat(blocks, 1))))
+        return Chunk(samples, found, values)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some samples: which they are, what is found of them, and their losses."""
+
+    samples: Sequence[int]
+    found: Sequence[Found]
+    losses: Tensor
+
+    def pieces(self) -> Iterator[tuple[slice, list[Found]]]:
+        """So few samples at a time that their explicit gradients, where needed, stay small; those are formed once."""
+        costly = sum(one.factors.columns for one in self.found if not one.factors.has_cheap_norms)
+        step = max(FEWEST, EXPLICIT_BYTES // (costly * ITEM_BYTES)) if costly else len(self.samples)
+        for start in range(0, len(self.samples), step):
+            part = slice(start, min(len(self.samples), start + step))
+            yield part, [_piece(one, part, part.stop - part.start == len(self.samples)) for one in self.found]
+
+
+def _piece(found: Found, part: slice, is_whole: bool) -> Found:
+    factors = found.factors if is_whole else part_of(found.factors, part)
+    if not factors.has_cheap_norms:
+        factors = Explicit(factors.joined_blocks())
+    return replace(found, factors=factors)
+
+
+def norms_of(found: Sequence[Found], losses: Tensor) -> Float[Tensor, "n"]:
+    """|g_i| over what is found of these samples, in float64 where the device has it."""
+    wide = torch.float32 if losses.device.type == "mps" else torch.float64
+    total = torch.zeros(len(losses), dtype=wide, device=losses.device)
+    for one in found:
+        total += one.factors.square_norms()
+    return total.sqrt()
+
+
+def _reordered(values: Sequence[Tensor], chunks: Sequence[Sequence[int]]) -> Tensor:
+    """Values that were computed chunk by chunk, in the order of the batch."""
+    joined = torch.cat(list(values))
+    result = torch.empty_like(joined)
+    result[[sample for chunk in chunks for sample in chunk]] = joined
+    return result
