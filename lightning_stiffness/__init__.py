@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_stiffness.callbacks import ShadowStopping, StiffnessEarlyStopping, StiffnessMonitor
+    from lightning_stiffness.callbacks import LiveFigure, ShadowStopping, StiffnessEarlyStopping, StiffnessMonitor
     from lightning_stiffness.errors import MixedSamplesError, StiffnessError
     from lightning_stiffness.gram import GramEngine
     from lightning_stiffness.history import History, Reading
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "LiveFigure": "callbacks",
     "ShadowStopping": "callbacks",
     "StiffnessEarlyStopping": "callbacks",
     "StiffnessMonitor": "callbacks",
@@ -70,6 +71,7 @@ __all__ = [
     "GramEngine",
     "History",
     "LeaveOneOut",
+    "LiveFigure",
     "MixedSamplesError",
     "Probe",
     "Reading",

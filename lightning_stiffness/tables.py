@@ -10,7 +10,7 @@ from lightning_stiffness.history import History, Reading
 MOST_ROWS = 12
 
 
-def readings_table(history: History, most_rows: int = MOST_ROWS) -> Table:
+def readings_table(history: History, most_rows: int = MOST_ROWS, verdict: str = "") -> Table:
     """The readings of a run as a table for `rich.print`: first, last and some in between, at equal distances.
 
     Values are means with twice their standard error. Cost is the time that readings took, up to then, as a share of
@@ -19,6 +19,7 @@ def readings_table(history: History, most_rows: int = MOST_ROWS) -> Table:
     Args:
         history: what to show.
         most_rows: rows of the table, at least 2.
+        verdict: a sentence to write below it.
 
     Source: ours.
 
@@ -30,7 +31,9 @@ def readings_table(history: History, most_rows: int = MOST_ROWS) -> Table:
     shown = _spread(len(history), max(2, most_rows))
     left_out = len(history) - len(shown)
     title = f"Stiffness, {history.probe.mode} probe" if history.probe.mode != "batch" else "Stiffness, training batches"
-    table = Table(title=title, title_justify="left", caption=f"{left_out} readings between." if left_out else None)
+    notes = [f"{left_out} readings between are not shown."] if left_out else []
+    caption = " ".join([*notes, verdict]).strip()
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     for heading in ("epoch", "within classes", "between classes", "loss of the probe", "cost"):
         table.add_column(heading, justify="right")
     spent = 0.0

@@ -13,6 +13,7 @@ FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 # Their tests are those of the file that uses them.
 TESTED_ELSEWHERE = {
     "cli/__main__": "cli/test_main",
+    "reading": "test_history",
     "errors": "raised and matched throughout",
     "gram/check": "gram/test_check",
     "gram/modes": "gram/test_plain",

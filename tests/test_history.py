@@ -148,7 +148,7 @@ def test_state_dict_of_an_empty_history():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 1 or older, but this is of 2. Update"),
+        ({"version": 3}, "version 2 or older, but this is of 3. Update"),
         ({"version": None}, "of None"),
         ({"probe": {}}, "does not describe a probe"),
         ({"readings": [{"step": 1}]}, "no record of a reading"),
@@ -181,7 +181,7 @@ def test_every_option_of_the_probe_is_in_the_file(tmp_path):
 def test_the_header_says_what_the_file_is(tmp_path):
     HISTORY.save(tmp_path / "file")
     header = json.loads((tmp_path / "file").read_text(encoding="utf-8").splitlines()[0])
-    assert (header["format"], header["version"]) == ("lightning-stiffness history", 1)
+    assert (header["format"], header["version"]) == ("lightning-stiffness history", 2)
     assert header["probe"]["strata"] == [0] * 4 + [1] * 4 + [2] * 4
 
 
@@ -241,7 +241,7 @@ def test_damage_before_the_last_line_is_named(tmp_path):
         (b'{"format": "lightning-stiff', "must begin with its header"),
         (b'{"format": "something else", "version": 1}\n', "must begin with its header"),
         (b"[1, 2]\n", "must begin with its header"),
-        (b'{"format": "lightning-stiffness history", "version": 2}\n', "line 1: .*of 2. Update"),
+        (b'{"format": "lightning-stiffness history", "version": 3}\n', "line 1: .*of 3. Update"),
         (b'{"format": "lightning-stiffness history", "version": 1}\n', "line 1: This does not describe a probe"),
         (b'{"format": "lightning-stiffness history", "version": 1, "probe": {"mode": "x"}}\n', "line 1: "),
     ],

@@ -14,13 +14,11 @@ from lightning_stiffness.callbacks.namespace import Callback, rank_zero_warn, re
 from lightning_stiffness.callbacks.probe_pair import Mode
 from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
 from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs
-from lightning_stiffness.callbacks.publishing import Audience, Publisher
+from lightning_stiffness.callbacks.publishing import Publisher
 from lightning_stiffness.callbacks.reader import StiffnessReader
-from lightning_stiffness.callbacks.run_card import run_card
 from lightning_stiffness.callbacks.signals import Scene, SignalBoard, require_known
 from lightning_stiffness.callbacks.training_step import resolve_loss
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.figures.thumbnails import thumbnails
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.history import History, ProbeSummary
 
@@ -89,9 +87,8 @@ class StiffnessMonitor(Callback):
         logits: (module, batch) -> logits [n, c], for signals. Not given: what the training step hands to the loss.
         seed: Of the draw of the probe; the global random state is not used.
         prog_bar: Show `stiffness/within` in the progress bar.
-        panels: Show more than numbers in the loggers that can (TensorBoard, Weights & Biases, MLflow): charts with
-            bands, class matrices, histograms, settings. Pictures are drawn at readings 1, 2, 3, 5, 8, 12 ... and the
-            last, so that long runs do not feel it.
+        panels: Show more than numbers in TensorBoard, Weights & Biases and MLflow: bands, class matrices, histograms,
+            settings; pictures at readings 1, 2, 3, 5, 8, 12 ... and the last, so that long runs do not feel it.
         show_table: Print a table of the readings after training, where the Trainer has a progress bar.
         strict: Raise when a measurement fails during training.
         save_dir: Folder of the history file `<name>.jsonl`, where an older one is replaced. Not given: beside the
@@ -312,10 +309,8 @@ class StiffnessMonitor(Callback):
             past = None
         self.history = History(summary, past.truncated(trainer.global_step) if past else ())
         self._fingerprint = fingerprint
-        audience = Audience(self.name, self.save_dir, self.prog_bar, self.panels, self.show_table)
-        self.publisher = Publisher(trainer, audience, self.history)
-        pictures = thumbnails(batch, len(summary.ids)) if self.panels and trainer.is_global_zero else ()
-        self.publisher.begin(run_card(trainer, pl_module, summary, self), pictures)
+        self.publisher = Publisher(trainer, self, self.history)
+        self.publisher.begin(pl_module, batch)
 
     def _begin_readings(self, trainer: Any, reader: StiffnessReader) -> None:
         """Before the first step nothing is lost yet: a setting that cannot work is reported, not passed over."""
@@ -346,12 +341,9 @@ class StiffnessMonitor(Callback):
             return
         self._attempted_step = step
         epoch = epochs_completed(trainer, at_epoch_end)
-        assert self.publisher is not None
-        completed = self.publisher.completed
-        outcome = agreed(trainer, attempted(lambda: completed(reader.read(step, epoch))))
+        outcome = agreed(trainer, attempted(lambda: reader.read(step, epoch)))
         if isinstance(outcome, Exception):
             self._failures.report(outcome, step, at_start and isinstance(outcome, StiffnessError))
         elif outcome is not None:
-            assert self.history is not None
-            self.history.append(outcome)
-            self.publisher.publish(at_epoch_end)
+            assert self.publisher is not None
+            self.publisher.publish(outcome, at_epoch_end)

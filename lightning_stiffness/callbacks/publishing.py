@@ -2,41 +2,35 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from lightning_stiffness import loggers
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
 from lightning_stiffness.callbacks.panels import Panels
 from lightning_stiffness.callbacks.progress import logged_step
+from lightning_stiffness.callbacks.run_card import Schedule, run_card
 from lightning_stiffness.callbacks.run_folder import run_folder
+from lightning_stiffness.figures.thumbnails import thumbnails
 from lightning_stiffness.history import History, Reading
 from lightning_stiffness.run_files import save_probe
 from lightning_stiffness.tables import readings_table
 
 
-@dataclass(frozen=True)
-class Audience:
-    """To whom a run is shown.
-
-    Attributes:
-        name: First part of all logged names, and the name of the files.
-        save_dir: Folder of the files, or None for that of the first logger.
-        prog_bar: Whether the progress bar shows same-class stiffness.
-        panels: Whether loggers show more than numbers.
-        table: Whether the terminal shows a table after training.
-    """
+class Audience(Schedule, Protocol):
+    """The settings of a monitor that say to whom a run is shown."""
 
     name: str
     save_dir: str | None
     prog_bar: bool
     panels: bool
-    table: bool
+    show_table: bool
 
 
 class Publisher:
@@ -59,24 +53,20 @@ class Publisher:
         self._verdict = ""
         self._try(history.save)
 
-    def begin(self, run: loggers.RunCard, thumbnails: Sequence[bytes]) -> None:
-        """Shows what is known before the first reading."""
-        self._try(lambda path: save_probe(path, run.settings, thumbnails))
-        self._panels.begin(run)
+    def begin(self, pl_module: nn.Module, batch: Any) -> None:
+        """Shows what is known before the first reading: the settings, and small pictures of the samples."""
+        if not (self._audience.panels and self._trainer.is_global_zero):
+            return
+        probe = self._history.probe
+        card = run_card(self._trainer, pl_module, probe, self._audience)
+        self._try(lambda path: save_probe(path, card.settings, thumbnails(batch, len(probe.ids))))
+        self._panels.begin(card)
 
-    def completed(self, reading: Reading | None) -> Reading | None:
-        """The reading with what the run itself has logged by now, and with the time since training began."""
-        if reading is None:
-            return None
-        prefix, values = f"{self._audience.name}/", self._trainer.callback_metrics
-        others = {key: torch.as_tensor(value) for key, value in values.items() if not key.startswith(prefix)}
-        found = {key: float(value) for key, value in others.items() if value.numel() == 1}
-        logged = {key: value if math.isfinite(value) else math.nan for key, value in found.items()}
-        return replace(reading, logged=logged, elapsed=time.perf_counter() - self._began)
-
-    def publish(self, at_epoch_end: bool = False) -> None:
-        """Shows the last reading."""
-        trainer, name, reading = self._trainer, self._audience.name, self._history[-1]
+    def publish(self, reading: Reading, at_epoch_end: bool = False) -> None:
+        """Adds a reading to the history, with what the run itself has logged by now, and shows it."""
+        trainer, name = self._trainer, self._audience.name
+        elapsed = time.perf_counter() - self._began
+        self._history.append(replace(reading, logged=self._logged(), elapsed=elapsed))
         step = logged_step(trainer, at_epoch_end)
         values = {f"{name}/{key}": value for key, value in reading.metrics().items()}
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})
@@ -89,7 +79,7 @@ class Publisher:
 
     def stopped(self, verdict: Mapping[str, Any], text: str, step: int) -> None:
         """That training is stopped, and why."""
-        self._verdict = text
+        self._verdict = text.split(". ", maxsplit=1)[0] + "."
         self._panels.stopped(verdict, text, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
@@ -100,11 +90,17 @@ class Publisher:
         """After training: the last pictures, summaries, and a table in the terminal if there is a progress bar."""
         self._panels.end(self._history, logged_step(self._trainer))
         trainer = self._trainer
-        wants_words = self._audience.table and trainer.progress_bar_callback is not None and not trainer.fast_dev_run
+        wants_words = (
+            self._audience.show_table and trainer.progress_bar_callback is not None and not trainer.fast_dev_run
+        )
         if wants_words and trainer.is_global_zero and self._history:
-            console = Console()
-            console.print(readings_table(self._history), highlight=False)
-            console.print(self._verdict, highlight=False, markup=False, end="\n" if self._verdict else "")
+            Console().print(readings_table(self._history, verdict=self._verdict), highlight=False)
+
+    def _logged(self) -> dict[str, float]:
+        prefix, values = f"{self._audience.name}/", self._trainer.callback_metrics
+        others = {key: torch.as_tensor(value) for key, value in values.items() if not key.startswith(prefix)}
+        found = {key: float(value) for key, value in others.items() if value.numel() == 1}
+        return {key: value if math.isfinite(value) else math.nan for key, value in found.items()}
 
     def _try(self, how: Callable[[Path], None]) -> None:
         """Writes a file; where that fails once, no more is written."""

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from lightning_stiffness.gram.trainable import trainable
 from lightning_stiffness.history import ProbeSummary
 from lightning_stiffness.loggers import RunCard
 
@@ -29,13 +28,13 @@ class Schedule(Protocol):
 
 def run_card(trainer: Any, pl_module: nn.Module, probe: ProbeSummary, schedule: Schedule) -> RunCard:
     """What is known of a run when it begins; it is asked for before the first step."""
-    sizes = [parameter.numel() for parameter in trainable(pl_module).values()]
+    size = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
     batches = trainer.num_training_batches
     settings = {
         "measured on": f"{len(probe.strata) or 'the'} {KINDS[probe.mode]}, {probe.num_classes} classes",
         "readings": _readings(schedule, probe),
         "signals": ", ".join(schedule.signals) or "none",
-        "model": f"{type(pl_module).__name__}, {sum(sizes):,} trainable parameters",
+        "model": f"{type(pl_module).__name__}, {size:,} trainable parameters",
         "optimizer": ", ".join(_optimizer(optimizer) for optimizer in trainer.optimizers) or "none",
         "planned": f"{trainer.max_epochs if (trainer.max_epochs or -1) > 0 else 'no limit of'} epochs",
         "batches in an epoch": int(batches) if batches < float("inf") else "unknown",
