@@ -88,7 +88,7 @@ class StiffnessMonitor(Callback):
         seed: Of the draw of the probe; the global random state is not used.
         prog_bar: Show `stiffness/within` in the progress bar.
         panels: Show more than numbers in TensorBoard, Weights & Biases and MLflow: bands, class matrices, histograms,
-            settings; pictures at readings 1, 2, 3, 5, 8, 12 ... and the last, so that long runs do not feel it.
+            settings; pictures while they take at most 5 % of the time, ever more rarely, and of the last reading.
         show_table: Print a table of the readings after training, where the Trainer has a progress bar.
         strict: Raise when a measurement fails during training.
         save_dir: Folder of the history file `<name>.jsonl`, where an older one is replaced. Not given: beside the

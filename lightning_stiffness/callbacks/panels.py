@@ -1,8 +1,9 @@
 """What people look at while a run goes on: boards of all loggers, pictures at some of the readings."""
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from lightning_stiffness.callbacks.agreement import attempted
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
@@ -11,17 +12,36 @@ from lightning_stiffness.figures.dashboard import DASHBOARD
 from lightning_stiffness.history import History
 from lightning_stiffness.loggers import Board, RunCard, boards_of
 
+PICTURES_SHARE: Final = 0.05  # of the time of training
+EXPECTED_SECONDS: Final = 1.0  # that pictures take, before any was drawn
 
-def is_picture_due(readings: int) -> bool:
-    """Whether pictures are drawn at this reading: of 1, 2, 3, 5, 8, 12, 18 ..., so that long runs do not feel them.
 
-    >>> [count for count in range(1, 100) if is_picture_due(count)]
-    [1, 2, 3, 5, 8, 12, 18, 27, 41, 62, 93]
+class PictureSchedule:
+    """When pictures are drawn: ever more rarely as readings go by, and only while they take a small share of the time.
+
+    After a picture at reading k the next is due at reading 1.5 k, or at the first one after it that can afford it.
     """
-    due = 1
-    while due < readings:
-        due = math.ceil(1.5 * due)
-    return due == readings
+
+    def __init__(self) -> None:
+        """Nothing is drawn yet."""
+        self.drawn_at, self.seconds, self._expected = 0, 0.0, EXPECTED_SECONDS
+
+    def is_due(self, readings: int, elapsed: float) -> bool:
+        """Whether pictures are drawn at this reading.
+
+        Args:
+            readings: How many there are.
+            elapsed: Seconds of training; nan where it is not known, and then plays no part.
+
+        >>> PictureSchedule().is_due(readings=1, elapsed=3.0), PictureSchedule().is_due(readings=1, elapsed=30.0)
+        (False, True)
+        """
+        is_dear = self.seconds + self._expected > PICTURES_SHARE * elapsed
+        return readings >= math.ceil(1.5 * self.drawn_at) and readings > self.drawn_at and not is_dear
+
+    def drew(self, readings: int, seconds: float) -> None:
+        """Pictures were drawn at this reading."""
+        self.drawn_at, self.seconds, self._expected = readings, self.seconds + seconds, seconds
 
 
 class Panels:
@@ -35,7 +55,8 @@ class Panels:
 
     def __init__(self, loggers: Sequence[Any], name: str, is_full: bool) -> None:
         """Nothing is shown yet."""
-        self._boards, self._is_full, self._drawn = boards_of(loggers, name), is_full, 0
+        self._boards, self._is_full, self._schedule = boards_of(loggers, name), is_full, PictureSchedule()
+        self._warned: set[str] = set()
 
     def begin(self, run: RunCard) -> None:
         """Before the first reading."""
@@ -47,7 +68,7 @@ class Panels:
         if not self._is_full:
             return
         self._show(lambda board: board.reading(history, step))
-        if is_picture_due(len(history)):
+        if self._schedule.is_due(len(history), history[-1].elapsed):
             self._draw(history, step)
 
     def text(self, tag: str, text: str, step: int) -> None:
@@ -62,18 +83,21 @@ class Panels:
         """After training: the last pictures, if they are not there yet, and the summary."""
         if not self._is_full or not history:
             return
-        if self._drawn < len(history):
+        if self._schedule.drawn_at < len(history):
             self._draw(history, step)
         self._show(lambda board: board.end(history))
 
     def _draw(self, history: History, step: int) -> None:
-        self._drawn = len(history)
         if not self._boards:
             return
+        start = time.perf_counter()
         for tag, draw in DASHBOARD.items():
-            figure = draw(history)
-            if figure is not None:
+            figure = attempted(lambda draw=draw: draw(history))  # type: ignore[misc]
+            if isinstance(figure, Exception):
+                self._warn(f"The picture {tag!r} cannot be drawn", figure)
+            elif figure is not None:
                 self._show(lambda board, tag=tag, figure=figure: board.picture(tag, figure, step))  # type: ignore[misc]
+        self._schedule.drew(len(history), time.perf_counter() - start)
 
     def _show(self, how: Callable[[Board], None]) -> None:
         for board in list(self._boards):
@@ -81,7 +105,9 @@ class Panels:
                 cause = attempted(lambda board=board: how(board))  # type: ignore[misc]
             if isinstance(cause, Exception):
                 self._boards.remove(board)
-                rank_zero_warn(
-                    f"{type(board.logger).__name__} cannot show what stiffness has to show "
-                    f"({type(cause).__name__}: {cause}). Training goes on, and its numbers are logged."
-                )
+                self._warn(f"{type(board.logger).__name__} cannot show what stiffness has to show", cause)
+
+    def _warn(self, what: str, cause: Exception) -> None:
+        if what not in self._warned:
+            rank_zero_warn(f"{what} ({type(cause).__name__}: {cause}). Training goes on, and all numbers are logged.")
+        self._warned.add(what)

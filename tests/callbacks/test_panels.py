@@ -1,13 +1,15 @@
 """Boards of all loggers: what reaches them, how often, and what becomes of one that fails."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lightning_stiffness import StiffnessEarlyStopping, StiffnessMonitor
 from lightning_stiffness.callbacks import panels
-from lightning_stiffness.callbacks.panels import Panels, is_picture_due
+from lightning_stiffness.callbacks.panels import Panels, PictureSchedule
+from lightning_stiffness.history import History
 from lightning_stiffness.loggers import Board
 from tests.callbacks.modules import QUIET, Classifier, loader, trainer
 from tests.toy_history import overfitting_history
@@ -61,10 +63,34 @@ def boards(monkeypatch):
     return made
 
 
+def drawn(elapsed_per_reading, cost, readings=1000):
+    schedule, at = PictureSchedule(), []
+    for count in range(1, readings + 1):
+        if schedule.is_due(count, count * elapsed_per_reading):
+            schedule.drew(count, cost)
+            at.append(count)
+    return at
+
+
 def test_pictures_become_rare():
-    due = [count for count in range(1, 1001) if is_picture_due(count)]
-    assert due[:6] == [1, 2, 3, 5, 8, 12]
-    assert len(due) < 20
+    assert drawn(1000.0, 1.0)[:6] == [1, 2, 3, 5, 8, 12]
+    assert len(drawn(1000.0, 1.0)) < 20
+
+
+@pytest.mark.parametrize(("per_reading", "cost"), [(0.2, 1.0), (5.0, 0.5), (30.0, 4.0)])
+def test_pictures_take_a_small_share_of_the_time(per_reading, cost):
+    at = drawn(per_reading, cost)
+    assert len(at) > 5
+    assert all(cost * (k + 1) <= 0.05 * count * per_reading for k, count in enumerate(at) if k)  # the first is a guess
+
+
+def test_a_run_of_a_few_seconds_is_drawn_at_its_end_only(boards):
+    shown, history = Panels([Recording], "stiffness", is_full=True), overfitting_history(10)
+    history = History(history.probe, [replace(one, elapsed=0.5 * k) for k, one in enumerate(history)])
+    for count in range(1, len(history) + 1):
+        shown.reading(history[:count], count)
+    shown.end(history, 11)
+    assert [step for _, step in boards[0].of("picture")] == [11]
 
 
 def test_a_run_is_shown_from_begin_to_end(boards):
@@ -79,6 +105,18 @@ def test_a_run_is_shown_from_begin_to_end(boards):
     assert [step for _, step in board.of("picture")] == [100, 200, 300, 500, 800, 1100]
     assert board.of("end") == [(11,)]
     assert board.of("text") == [("stiffness/decision", "why")]
+
+
+def test_a_picture_that_cannot_be_drawn_is_left_out_with_a_warning(boards, monkeypatch):
+    def fails(history):
+        raise ValueError("nothing to draw")
+
+    monkeypatch.setattr(panels, "DASHBOARD", {"bad": fails, "good": lambda history: "figure"})
+    shown, history = Panels([Recording], "stiffness", is_full=True), overfitting_history(3)
+    with pytest.warns(UserWarning, match="picture 'bad' cannot be drawn .*nothing to draw"):
+        shown.reading(history[:1], 1)
+    shown.reading(history[:2], 2)
+    assert [tag for tag, _ in boards[0].of("picture")] == ["good", "good"]
 
 
 def test_the_last_picture_is_not_drawn_twice(boards):

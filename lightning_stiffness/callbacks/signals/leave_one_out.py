@@ -6,27 +6,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_stiffness.batching import join
-from lightning_stiffness.callbacks.neutrality import measuring
 from lightning_stiffness.callbacks.progress import epochs_completed
 from lightning_stiffness.callbacks.signals.signal import Scene
 from lightning_stiffness.callbacks.signals.step_sizes import StepSizes, learning_rates, step_sizes
+from lightning_stiffness.callbacks.signals.tracked_kernel import TrackedKernel
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional import Exposure, LeaveOneOutScores, leave_one_out_scores, own_share
 from lightning_stiffness.gram import Gram
 from lightning_stiffness.gram.trainable import trainable
 
 # In epochs: predictions change fastest at the beginning; from the last entry on once an epoch.
-LOOKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1.25, 1.5, 1.75, 2)
+LOOKS = (1 / 8, 1 / 2, 1)
 
 
 class LeaveOneOutSignal:
     """What the network would say about training samples had it not been trained on them.
 
-    Follows the predictions for some hundred training samples, in eval mode: at readings, and a few times in the first
-    two epochs, then once an epoch, in between. With the learning rates of the steps they tell what the samples' own
-    updates have done to the network; the Gram matrix of the logits' gradients tells how much of that is left in their
-    own logits. See `functional.own_share` and `functional.leave_one_out_scores`.
+    Follows the predictions for some hundred training samples, in eval mode: at readings, and in between twice in the
+    first epoch, then once an epoch. With the learning rates of the steps they tell what the samples' own updates have
+    done to the network; the Gram matrix of the logits' gradients tells how much of that is left in their own logits.
+    See `functional.own_share` and `functional.leave_one_out_scores`.
+
+    The Gram matrix is the dear part. It is the mean over three random directions of the logits, of which each reading
+    after the first measures one anew; see `TrackedKernel`.
 
     Where training augments its samples, each is followed in two variants: what counts is how much a visit of one helps
     the other. The loss is taken to be a mean over the batch, and all samples to be visited equally often. Weight decay
@@ -47,6 +49,7 @@ class LeaveOneOutSignal:
                 "from a dataset with a length, or stop by another criterion."
             )
         self._logits = self._tracked.logits()
+        self._kernel = TrackedKernel(scene, self._logits.shape[1])
         self._exposure = Exposure(torch.zeros_like(self._logits), torch.zeros(len(self._logits)).double(), 0.0)
         self._sizes: StepSizes | None = None
         self._step = self._seen_step = scene.trainer.global_step
@@ -60,17 +63,18 @@ class LeaveOneOutSignal:
         self._learning_rates = learning_rates(trainer.optimizers)
         epoch, steps = epochs_completed(trainer), trainer.num_training_batches
         if trainer.global_step > self._seen_step and _is_due(epoch, 1 / steps):
-            self._look()
+            self._look(self._sizes_now(), None)
 
     def read(self, gram: Gram) -> dict[str, float]:
         """Its four numbers; nan before training."""
         if self._scene.trainer.global_step == 0:
             return dict.fromkeys(self.names, math.nan)
         self._count_steps()
-        self._look()
+        sizes = self._sizes_now()
+        self._look(sizes, self._kernel.renew(self._rates(sizes)))
         if not self._exposure.time > 0:
             return dict.fromkeys(self.names, math.nan)
-        scores = self._scores(self._kernel())
+        scores = self._scores(self._kernel.mean)
         return dict(zip(self.names, (scores.loss, scores.error, scores.doubt, scores.train_loss), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,6 +90,7 @@ class LeaveOneOutSignal:
             "summed": list(self._summed),
             "learning_rates": list(self._learning_rates),
             "sizes": None if self._sizes is None else [dict(part) for part in _parts(self._sizes)],
+            "kernel": self._kernel.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,34 +109,27 @@ class LeaveOneOutSignal:
         self._step, self._seen_step, self._summed = state["step"], state["seen_step"], list(state["summed"])
         self._learning_rates = list(state["learning_rates"])
         self._sizes = None if state["sizes"] is None else StepSizes(*state["sizes"])
+        self._kernel.load_state_dict(state.get("kernel", {}))
 
     def _count_steps(self) -> None:
         step = self._scene.trainer.global_step
         made, self._step = step - self._step, step
         self._summed = [total + made * rate for total, rate in zip(self._summed, self._learning_rates, strict=True)]
 
-    def _look(self) -> None:
-        """Takes the time since the last look into account."""
-        trainer = self._scene.trainer
-        if trainer.global_step == self._seen_step:
+    def _sizes_now(self) -> StepSizes:
+        return step_sizes(self._scene.trainer.optimizers, trainable(self._scene.engine.module))
+
+    def _look(self, sizes: StepSizes, now: Tensor | None) -> None:
+        """Takes the time since the last look into account; ``now`` are the logits, where they are known."""
+        step = self._scene.trainer.global_step
+        if step == self._seen_step:
             return
-        now, sizes = self._tracked.logits(), step_sizes(trainer.optimizers, trainable(self._scene.engine.module))
+        now = self._tracked.logits() if now is None else now
         before = sizes if self._sizes is None else self._sizes
         elapsed = (before.mean(self._summed) + sizes.mean(self._summed)) / 2
         self._exposure = self._exposure.after(self._logits, now, self._tracked.targets, elapsed)
-        self._logits, self._sizes, self._seen_step = now, sizes, trainer.global_step
+        self._logits, self._sizes, self._seen_step = now, sizes, step
         self._summed = [0.0 for _ in self._summed]
-
-    def _kernel(self) -> Tensor:
-        """Of the tracked samples, followed by their twins if they have any."""
-        assert self._sizes is not None
-        tracked, rates = self._tracked, self._rates(self._sizes)
-        batch = tracked.batch if tracked.twins is None else join([tracked.batch, tracked.twins])
-        with measuring(tracked.module):
-            kernel = self._scene.engine.logit_gram(
-                batch, tracked.logits_of, rates=rates, seed=self._scene.settings.seed
-            )
-        return kernel.cpu().double()
 
     def _rates(self, sizes: StepSizes) -> dict[str, float] | None:
         rates = sizes.rates(self._learning_rates)

@@ -110,10 +110,19 @@ class Tracked:
                 self.logits_of(self.module, take(self.batch, slice(start, start + FORWARD_SAMPLES), n)).detach()
                 for start in range(0, n, FORWARD_SAMPLES)
             ]
-        found = torch.cat(parts).cpu().double()
-        if not bool(found.isfinite().all()):
-            raise StiffnessError("The logits of all tracked samples must be finite; some are not.")
-        return found
+        return finite_logits(torch.cat(parts))
+
+
+def finite_logits(logits: Tensor) -> Tensor:
+    """Logits in double precision on the CPU.
+
+    Raises:
+        StiffnessError: Some are not finite.
+    """
+    found = logits.cpu().double()
+    if not bool(found.isfinite().all()):
+        raise StiffnessError("The logits of all tracked samples must be finite; some are not.")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
