@@ -5,9 +5,12 @@ from typing import Any
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lightning_stiffness.loggers import log_scalars, log_text
+from lightning_stiffness.loggers import Board, RunCard, boards_of, log_scalars
+from lightning_stiffness.loggers.tensorboard import TensorBoardBoard
+from tests.toy_history import toy_history, toy_probe
 
 
 class Plain:
@@ -55,7 +58,8 @@ def test_numbers_are_in_the_files_at_once(tmp_path):
 
 def test_text_goes_where_it_can(tmp_path):
     table, board, tables = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board"), WithTables()
-    log_text([Plain(), table, DummyLogger(), tables, board], "a/decision", "why", 5)
+    for shown in boards_of([Plain(), table, DummyLogger(), tables, board], "a"):
+        shown.text("a/decision", "why", 5)
     assert tables.texts == [("a/decision", ["step", "text"], [[5, "why"]])]
     board.experiment.flush()
     events = EventAccumulator(board.log_dir)
@@ -64,9 +68,30 @@ def test_text_goes_where_it_can(tmp_path):
     assert (event.step, event.tensor_proto.string_val[0]) == (5, b"why")
 
 
+def test_each_logger_has_the_board_of_its_kind_and_those_of_subclasses_too(tmp_path):
+    class Own(TensorBoardLogger):
+        pass
+
+    boards = boards_of([Plain(), Own(tmp_path), CSVLogger(tmp_path)], "mine")
+    assert [type(board) for board in boards] == [Board, TensorBoardBoard, Board]
+    assert {board.name for board in boards} == {"mine"}
+
+
+def test_a_logger_that_can_show_nothing_is_no_trouble():
+    logger = Plain()
+    (board,) = boards_of([logger], "a")
+    history = toy_history([0.5])
+    board.begin(RunCard(toy_probe(), {}, {}))
+    board.reading(history, 1)
+    board.picture("matrix", Figure(), 1)
+    board.stopped({}, "why", 1)
+    board.end(history)
+    assert logger.metrics == []
+
+
 def test_no_logger_is_no_trouble():
     log_scalars([], {"a": 1.0}, 0)
-    log_text([], "a", "b", 0)
+    assert boards_of([], "a") == []
 
 
 @pytest.mark.slow
@@ -77,7 +102,8 @@ def test_wandb_takes_both_offline(tmp_path, monkeypatch):
     logger = WandbLogger(save_dir=tmp_path, offline=True, project="tests")
     try:
         log_scalars([logger], {"stiffness/within": 0.5}, 4)
-        log_text([logger], "stiffness/decision", "why", 4)
+        (board,) = boards_of([logger], "stiffness")
+        board.text("stiffness/decision", "why", 4)
         summary = dict(logger.experiment.summary)
     finally:
         logger.experiment.finish()

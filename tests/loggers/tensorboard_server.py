@@ -1,0 +1,88 @@
+"""A real TensorBoard on this machine, and what can be seen in its pages."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+PATIENCE = 40  # seconds; a busy machine
+
+# TensorBoard's pages are trees of shadow roots, which no selector reaches into.
+SEEN = """
+const found = [];
+const walk = (root, inside) => {
+    for (const element of root.querySelectorAll("*")) {
+        const within = inside || element.closest(arguments[0]) !== null;
+        if (element.matches(arguments[1]) && within && element.getClientRects().length) found.push(element);
+        if (element.shadowRoot) walk(element.shadowRoot, within);
+    }
+};
+walk(document, false);
+return found.map(element => arguments[2].reduce((value, key) => value && value[key], element));
+"""
+TEXT = """
+const read = node => {
+    if (node.nodeType === Node.TEXT_NODE) return node.textContent;
+    if (["STYLE", "SCRIPT", "TEMPLATE"].includes(node.tagName)) return "";
+    return [...(node.shadowRoot ? node.shadowRoot.childNodes : []), ...node.childNodes].map(read).join(" ");
+};
+return read(document.body).replace(/\\s+/g, " ");
+"""
+
+
+@contextmanager
+def tensorboard(logdir, *options):
+    """Its address, once it has read what is there."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
+    with open(logdir.parent / "tensorboard.log", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--port", str(port), "--reload_interval", "1", *options], stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            yield _ready(f"http://127.0.0.1:{port}", len(list(logdir.iterdir())))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def fetch(address, body=None):
+    """JSON that it answers, to a question in JSON if there is one."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data=data, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def waited(look, satisfied):
+    """What there is to see, as soon as it is as wished; what there is in the end, if it never is."""
+    end = time.monotonic() + PATIENCE
+    while not satisfied(seen := look()) and time.monotonic() < end:
+        time.sleep(0.3)
+    return seen
+
+
+def seen(driver, inside, selector, *keys):
+    """A property of each visible element of a kind, within elements of another kind."""
+    return driver.execute_script(SEEN, inside, selector, list(keys))
+
+
+def text_of(driver):
+    """All text of a page."""
+    return driver.execute_script(TEXT)
+
+
+def _ready(address, runs):
+    def number_of_runs():
+        try:
+            return len(fetch(f"{address}/data/runs"))
+        except OSError:
+            return 0
+
+    assert waited(number_of_runs, lambda number: number >= runs) == runs
+    return address
