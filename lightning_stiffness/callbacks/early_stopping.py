@@ -273,7 +273,7 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         text = f"Restored the weights of epoch {self._epoch_of(step):g} (step {step}), which were held for the best."
         rank_zero_info(text)
         if publisher := self._monitor().publisher:
-            publisher.text("restored", text, logged_step(trainer))
+            publisher.restored(self._epoch_of(step), text)
 
     def _epoch_of(self, step: int) -> float:
         return next(reading.epoch for reading in self.history or () if reading.step == step)

@@ -71,9 +71,9 @@ class Panels:
         if self._schedule.is_due(len(history), history[-1].elapsed):
             self._draw(history, step)
 
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Some lines for people."""
-        self._show(lambda board: board.text(f"{board.name}/{tag}", text, step))
+    def restored(self, epoch: float, text: str, step: int) -> None:
+        """That the run ends with the weights of an earlier epoch."""
+        self._show(lambda board: board.restored(epoch, text, step))
 
     def stopped(self, verdict: Mapping[str, Any], text: str, step: int) -> None:
         """That training is stopped, and why."""

@@ -82,9 +82,9 @@ class Publisher:
         self._verdict = text.split(". ", maxsplit=1)[0] + "."
         self._panels.stopped(verdict, text, step)
 
-    def text(self, tag: str, text: str, step: int) -> None:
-        """Some lines for people, in the loggers."""
-        self._panels.text(tag, text, step)
+    def restored(self, epoch: float, text: str) -> None:
+        """That the run ends with the weights of an earlier epoch."""
+        self._panels.restored(epoch, text, logged_step(self._trainer))
 
     def end(self) -> None:
         """After training: the last pictures, summaries, and a table in the terminal if there is a progress bar."""

@@ -60,5 +60,9 @@ class Board:
         """That training is stopped: the verdict as data (`Decision.as_dict` with the reason), and in three lines."""
         self.text(f"{self.name}/decision", text, step)
 
+    def restored(self, epoch: float, text: str, step: int) -> None:
+        """That the run ends with the weights of an earlier epoch."""
+        self.text(f"{self.name}/restored", text, step)
+
     def end(self, history: History) -> None:
         """After training: what a summary of the run should say."""

@@ -47,7 +47,6 @@ class WandbBoard(Board):
         self._defined: set[str] = set()
         self._epochs: dict[int, float] = {}
         self._shown, self._step, self._seconds = 0, 0, 0.0
-        self._best: float | None = None
 
     @override
     def begin(self, run: RunCard) -> None:
@@ -77,26 +76,28 @@ class WandbBoard(Board):
     @override
     def text(self, tag: str, text: str, step: int) -> None:
         self.logger.log_text(tag, columns=["step", "text"], data=[[step, text]], step=step)
-        said = tag.removeprefix(f"{self.name}/")
-        restored = {"restored_epoch": self._best} if said == "restored" and self._best is not None else {}
-        self._summarise({f"{said}_text": text, **restored})
+        self._summarise({f"{tag.removeprefix(f'{self.name}/')}_text": text})
 
     @override
     def stopped(self, verdict: Mapping[str, Any], text: str, step: int) -> None:
-        self._best = self._epochs.get(verdict.get("best_step", -1))
         self._summarise(
             {
                 "stopped_epoch": verdict.get("epoch"),
                 "stopped_step": verdict.get("step", step),
                 "stop_reason": verdict.get("reason"),
                 "criterion": verdict.get("criterion"),
-                "best_epoch": self._best,
+                "best_epoch": self._epochs.get(verdict.get("best_step", -1)),
             }
         )
         self.text(f"{self.name}/decision", text, step)
         epoch = verdict.get("epoch")
         when = "" if epoch is None else f" after {epoch:.4g} epochs"
         self.logger.experiment.alert(title=f"Stiffness stops training{when}", text=text, level="INFO")
+
+    @override
+    def restored(self, epoch: float, text: str, step: int) -> None:
+        super().restored(epoch, text, step)
+        self._summarise({"restored_epoch": epoch})
 
     @override
     def end(self, history: History) -> None:

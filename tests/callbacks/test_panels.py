@@ -133,7 +133,7 @@ def test_only_words_where_panels_are_not_wanted(boards):
     history = overfitting_history(2)
     shown.reading(history, 1)
     shown.end(history, 1)
-    shown.text("restored", "words", 1)
+    shown.restored(3.0, "words", 1)
     assert boards[0].told == [("text", "stiffness/restored", "words")]
 
 

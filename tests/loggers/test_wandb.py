@@ -164,7 +164,7 @@ def test_a_run_without_any_value_ends_well(board):
 def test_a_stop_is_told_as_alert_table_and_summary(board):
     shown(board, toy_history([0.5, 0.6, 0.4, 0.3]))
     board.stopped(VERDICT, "Training stops.\nIt fell.", 30)
-    board.text("stiffness/restored", "Restored the weights of epoch 1.", 30)
+    board.restored(1.0, "Restored the weights of epoch 1.", 30)
     (alert,) = board.logger.alerts
     assert alert == {
         "title": "Stiffness stops training after 3 epochs",
