@@ -14,7 +14,7 @@ from lightning_stiffness.callbacks.namespace import Callback, rank_zero_warn, re
 from lightning_stiffness.callbacks.probe_pair import Mode
 from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
 from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs
-from lightning_stiffness.callbacks.publishing import Publisher
+from lightning_stiffness.callbacks.publishing import Publisher, prepare_panels
 from lightning_stiffness.callbacks.reader import StiffnessReader
 from lightning_stiffness.callbacks.signals import Scene, SignalBoard, require_known
 from lightning_stiffness.callbacks.training_step import resolve_loss
@@ -173,6 +173,8 @@ class StiffnessMonitor(Callback):
                 f"Each StiffnessMonitor must log under its own name, found two named {self.name!r}; pass another one "
                 f'to one of them, such as name="{self.name}_val".'
             )
+        if stage == "fit":
+            prepare_panels(trainer, pl_module, self)
         if stage == "fit" and trainer.global_step == 0:  # a checkpoint is loaded after this
             self.history = self.publisher = self._fingerprint = None
             self._pooled, self._signal_states = {}, {}
@@ -315,8 +317,7 @@ class StiffnessMonitor(Callback):
     def _begin_readings(self, trainer: Any, reader: StiffnessReader) -> None:
         """Before the first step nothing is lost yet: a setting that cannot work is reported, not passed over."""
         if self.at_start:
-            self._measure(trainer, at_start=True)
-            return
+            return self._measure(trainer, at_start=True)
         outcome = agreed(trainer, attempted(reader.rehearse))
         if isinstance(outcome, Exception):
             self._failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))

@@ -58,6 +58,11 @@ class Panels:
         self._boards, self._is_full, self._schedule = boards_of(loggers, name), is_full, PictureSchedule()
         self._warned: set[str] = set()
 
+    def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Before Lightning logs hyperparameters."""
+        if self._is_full:
+            self._show(lambda board: board.prepare(hyperparameters))
+
     def begin(self, run: RunCard) -> None:
         """Before the first reading."""
         if self._is_full:

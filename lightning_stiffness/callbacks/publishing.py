@@ -15,7 +15,7 @@ from lightning_stiffness import loggers
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
 from lightning_stiffness.callbacks.panels import Panels
 from lightning_stiffness.callbacks.progress import logged_step
-from lightning_stiffness.callbacks.run_card import Schedule, run_card
+from lightning_stiffness.callbacks.run_card import Schedule, registered_hyperparameters, run_card
 from lightning_stiffness.callbacks.run_folder import run_folder
 from lightning_stiffness.figures.thumbnails import thumbnails
 from lightning_stiffness.history import History, Reading
@@ -31,6 +31,13 @@ class Audience(Schedule, Protocol):
     prog_bar: bool
     panels: bool
     show_table: bool
+
+
+def prepare_panels(trainer: Any, pl_module: nn.Module, audience: Audience) -> None:
+    """In `setup`, before Lightning logs hyperparameters."""
+    if trainer.is_global_zero:
+        registered = registered_hyperparameters(trainer, pl_module)
+        Panels(trainer.loggers, audience.name, audience.panels).prepare(registered)
 
 
 class Publisher:

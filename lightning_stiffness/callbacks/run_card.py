@@ -46,6 +46,16 @@ def run_card(trainer: Any, pl_module: nn.Module, probe: ProbeSummary, schedule: 
     return RunCard(probe, settings, dict(registered) if isinstance(registered, Mapping) else {})
 
 
+def registered_hyperparameters(trainer: Any, pl_module: nn.Module) -> dict[str, Any]:
+    """What Lightning is going to log as hyperparameters, of the module and of the data module."""
+    found: dict[str, Any] = {}
+    sources: tuple[Any, ...] = pl_module, trainer.datamodule
+    for source in sources:
+        if getattr(source, "_log_hyperparams", False):
+            found.update(source.hparams_initial)
+    return {name: value for name, value in found.items() if name != "_class_path"}
+
+
 def _readings(schedule: Schedule, probe: ProbeSummary) -> str:
     epochs, steps = schedule.every_n_epochs, schedule.every_n_steps
     times = [f"every {'epoch' if epochs == 1 else f'{epochs} epochs'}"] if epochs else []

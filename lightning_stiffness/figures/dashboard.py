@@ -5,16 +5,23 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from lightning_stiffness.figures.matrices import class_matrix
+from lightning_stiffness.figures.classes import latest_class_matrix, within_of_each_class
+from lightning_stiffness.figures.pairs import has_distances, pair_cosines, stiffness_against_distance
 from lightning_stiffness.history import History
 
 
-def latest_class_matrix(history: History) -> Figure:
-    """The class matrix of the last reading."""
-    return class_matrix(
-        history[-1].cosine.matrix, history.probe.class_names, f"Stiffness of the classes, epoch {history[-1].epoch:.4g}"
-    )
+def _pair_cosines(history: History) -> Figure | None:
+    return None if history[-1].detail is None else pair_cosines(history)
 
 
-DASHBOARD: Final[dict[str, Callable[[History], Figure | None]]] = {"class_matrix": latest_class_matrix}
+def _distance(history: History) -> Figure | None:
+    return stiffness_against_distance(history) if has_distances(history) else None
+
+
+DASHBOARD: Final[dict[str, Callable[[History], Figure | None]]] = {
+    "class_matrix": latest_class_matrix,
+    "within_of_each_class": within_of_each_class,
+    "pair_cosines": _pair_cosines,
+    "stiffness_against_distance": _distance,
+}
 """Each picture by its tag; None where a history does not have what it shows."""

@@ -1,5 +1,6 @@
 """What the pictures share: colours, style, curves of stiffness with their bands, names beside the ends of lines."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ STYLE: dict[Any, Any] = {
 }
 STIFFNESS_COLORS = {"within": BLUE, "between": ORANGE}
 COSINE = "mean cosine of two gradients"
+LINE = 0.075  # of the height of an axes
 Arguments = ParamSpec("Arguments")
 
 
@@ -39,6 +41,17 @@ def styled(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
             return draw(*args, **kwargs)
 
     return drawn
+
+
+def plot_axes(right: float = 0.15) -> tuple[Figure, Axes]:
+    """A figure with axes for curves, with so many inches on the right of them.
+
+    Its margins are fixed: a layout engine draws everything twice, which is dear where pictures come all the time.
+    """
+    left, width, bottom, height, top = 0.75, 5.1, 0.55, 2.9, 0.45
+    whole = (left + width + right, bottom + height + top)
+    figure = Figure(figsize=whole)
+    return figure, figure.add_axes((left / whole[0], bottom / whole[1], width / whole[0], height / whole[1]))
 
 
 @dataclass(frozen=True)
@@ -87,11 +100,17 @@ def finish(axes: Axes, title: str, unit: str, lines: list[Line], stop_epoch: flo
 def name_lines(axes: Axes, lines: list[Line]) -> None:
     """Write the names at the ends of the lines, so that no legend can cover data."""
     bottom, top = axes.get_ylim()
-    lowest = -math.inf
-    for line in sorted(lines, key=lambda line: line.end):
-        lowest = max((line.end - bottom) / (top - bottom), lowest + 0.075)
+    lines = sorted(lines, key=lambda line: line.end)
+    for line, place in zip(lines, _spread([(line.end - bottom) / (top - bottom) for line in lines]), strict=True):
         units = ("axes fraction", "offset points")
-        axes.annotate(line.name, (1.0, lowest), (4.0, 0.0), *units, va="center", color=line.color)
+        axes.annotate(line.name, (1.0, place), (4.0, 0.0), *units, va="center", color=line.color)
+
+
+def _spread(places: list[float]) -> list[float]:
+    """Ascending places as they are, but not closer than a line of text, and not above the axes if there is room."""
+    apart = [*itertools.accumulate(places, lambda last, place: max(place, last + LINE))]
+    limits = [1.0 - LINE * below for below in reversed(range(len(places)))]
+    return [min(place, limit) for place, limit in zip(apart, limits, strict=True)]
 
 
 def require_readings(readings: Sequence[Reading]) -> None:

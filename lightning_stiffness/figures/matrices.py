@@ -36,9 +36,9 @@ def class_matrix(
     _require_square(matrix, class_names)
     figure = Figure(figsize=(6.0, 5.2), layout="constrained")
     axes = figure.add_subplot()
-    image = _draw_matrix(axes, matrix, class_names, _limit([matrix]))
+    image = draw_matrix(axes, matrix, class_names, limit_of([matrix]))
     axes.set_title(title or "Stiffness of the classes")
-    _draw_scale(figure, image, [axes], "stiffness")
+    draw_scale(figure, image, [axes], "stiffness")
     return figure
 
 
@@ -61,21 +61,24 @@ def draw_matrices(figure: Figure | SubFigure, history: History, titles: dict[int
     matrices = [history[index].cosine.matrix for index in titles]
     panels = figure.subplots(1, len(matrices), squeeze=False)[0]
     for axes, matrix, title in zip(panels, matrices, titles.values(), strict=True):
-        image = _draw_matrix(axes, matrix, history.probe.class_names, _limit(matrices))
+        image = draw_matrix(axes, matrix, history.probe.class_names, limit_of(matrices))
         axes.set_title(title)
-    _draw_scale(figure, image, list(panels), COSINE)
+    draw_scale(figure, image, list(panels), COSINE)
 
 
-def _draw_matrix(axes: Axes, matrix: Tensor, class_names: Sequence[str] | None, limit: float) -> AxesImage:
+def draw_matrix(
+    axes: Axes, matrix: Tensor, class_names: Sequence[str] | None, limit: float, most_ticks: int = MOST_TICKS
+) -> AxesImage:
+    """Draws a matrix, one row a class, in colours up to a limit on either side; undefined entries are hatched."""
     count = len(matrix)
     axes.patch.set(facecolor="#B8B8B8", hatch="//////")
     image = axes.imshow(matrix.double().cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.spines[:].set_visible(False)
     names = [str(label) for label in range(count)] if class_names is None else list(class_names)
-    ticks = range(0, count, math.ceil(count / MOST_TICKS))
+    ticks = range(0, count, math.ceil(count / most_ticks)) if most_ticks else range(0)
     shown = [names[tick] for tick in ticks]
     size = 9.0 if count <= MOST_NUMBERS else 7.5
-    axes.set_xticks(ticks, shown, rotation=90.0 if max(map(len, shown)) > 2 else 0.0, fontsize=size)
+    axes.set_xticks(ticks, shown, rotation=90.0 if max(map(len, shown), default=0) > 2 else 0.0, fontsize=size)
     axes.set_yticks(ticks, shown, fontsize=size)
     axes.tick_params(length=0.0)
     if count <= MOST_NUMBERS:
@@ -92,11 +95,13 @@ def _write_numbers(axes: Axes, matrix: Tensor, limit: float) -> None:
                 axes.text(column, row, text, ha="center", va="center", color=color, fontsize=6.0)
 
 
-def _draw_scale(figure: Figure | SubFigure, image: AxesImage, panels: list[Axes], unit: str) -> None:
+def draw_scale(figure: Figure | SubFigure, image: AxesImage, panels: list[Axes], unit: str) -> None:
+    """Draws the scale of the colours beside panels."""
     figure.colorbar(image, ax=panels, shrink=0.8, pad=0.02, aspect=25, label=unit).outline.set_visible(False)
 
 
-def _limit(matrices: Sequence[Tensor]) -> float:
+def limit_of(matrices: Sequence[Tensor]) -> float:
+    """The largest absolute entry of all of them."""
     finite = torch.cat([matrix[matrix.isfinite()].double() for matrix in matrices])
     return max(finite.abs().max().item(), 1e-6) if len(finite) else 1.0
 

@@ -39,6 +39,9 @@ class Board:
         """Nothing is written yet."""
         self.logger, self.name = logger, name
 
+    def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Before Lightning logs hyperparameters, in `setup`: what a table of runs should show beside them."""
+
     def begin(self, run: RunCard) -> None:
         """Before the first reading: the layout, the settings."""
 

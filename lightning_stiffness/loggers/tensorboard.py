@@ -36,6 +36,7 @@ class TensorBoardBoard(Board):
         self._run: RunCard | None = None
         self._signals: set[str] = set()
 
+    @override
     def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
         """Before Lightning logs hyperparameters: stiffness becomes a column of the table beside them.
 

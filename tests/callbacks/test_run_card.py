@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 
-from lightning_stiffness.callbacks.run_card import run_card
+from lightning_stiffness.callbacks.run_card import registered_hyperparameters, run_card
 from tests.callbacks.modules import Classifier
 from tests.toy_history import toy_probe
 
@@ -61,3 +62,22 @@ def test_registered_hyperparameters_come_along():
     trainer = SimpleNamespace(num_training_batches=1, optimizers=[], max_epochs=1, precision="32", world_size=1)
     assert run_card(trainer, Registered(), toy_probe(), Schedule()).hyperparameters == {"width": 3}
     assert card(Schedule()).hyperparameters == {}
+
+
+def test_what_lightning_will_log_as_hyperparameters():
+    class Registered(Classifier):
+        def __init__(self, width=3):
+            super().__init__()
+            self.save_hyperparameters()
+
+    class Data(LightningDataModule):
+        def __init__(self, folds=2, logged=True):
+            super().__init__()
+            self.save_hyperparameters(logger=logged)
+
+    def found(module, data):
+        return registered_hyperparameters(SimpleNamespace(datamodule=data), module)
+
+    assert found(Registered(), Data()) == {"width": 3, "folds": 2, "logged": True}
+    assert found(Registered(), Data(logged=False)) == {"width": 3}
+    assert found(Classifier(), None) == {}
