@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
-demo: setup  ## Train on scikit-learn's digits with wrong labels until the stop; table and picture.
+demo: setup  ## Train on scikit-learn's digits with wrong labels until the stop; table, picture and page.
 	$(BIN)/lightning-stiffness demo
 
 test: setup  ## The quick test suite.

@@ -22,6 +22,8 @@ from lightning_stiffness.callbacks import StiffnessEarlyStopping, StiffnessMonit
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.figures import Curves, training_summary
 from lightning_stiffness.history import History
+from lightning_stiffness.report import write_page
+from lightning_stiffness.run_files import RunFiles
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class DemoSettings:
     """What can be chosen.
 
     Attributes:
-        output: Folder for the logs and the picture.
+        output: Folder for the logs, the picture and the page.
         epochs: Length of the run that is not stopped.
         samples: Training samples, of 1797 in all; the others are the test set, with their right labels.
         wrong_labels: Share of the training labels that is replaced by another class.
@@ -121,6 +123,7 @@ class DemoResult:
         restored_epoch: The epoch whose weights that run ended with.
         reason: Why it stopped, in words.
         picture: The file of the picture.
+        page: The file of the page about both runs.
     """
 
     curves: Curves
@@ -130,6 +133,7 @@ class DemoResult:
     restored_epoch: int
     reason: str
     picture: Path
+    page: Path
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Epoch, test accuracy and test loss at the stop, at the end and at the best epoch, in print."""
@@ -144,14 +148,14 @@ class DemoResult:
 
 
 def run_demo(settings: DemoSettings, console: Console | None = None) -> DemoResult:
-    """Trains twice, prints a table and writes a picture.
+    """Trains twice, prints a table, writes a picture and a page.
 
     Args:
         settings: What was chosen.
         console: Where to print; the terminal when not given.
 
     Returns:
-        Curves, readings, and the path of the picture.
+        Curves, readings, and the paths of the picture and the page.
 
     Raises:
         StiffnessError: scikit-learn, which holds the digits, is not installed.
@@ -164,20 +168,21 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> DemoResu
         f"First run: until same-class stiffness says stop (at most {settings.epochs} epochs)."
     )
     stopper = StiffnessEarlyStopping()
-    stopped = StiffnessMonitor()
+    stopped = StiffnessMonitor(show_table=False)
     recorder = _fit(settings, "stopped", train, test, [stopped, stopper])
     stop_epoch = len(recorder.epochs) if stopper.stopping_reason_message else None
     restored = next((r.epoch for r in stopped.history or () if r.step == stopper.restored_step), len(recorder.epochs))
     reason = stopper.stopping_reason_message or "There was no reason to stop."
     console.print(reason)
     console.print(f"Second run: the same for all {settings.epochs} epochs, to see what would have come.")
-    monitor = StiffnessMonitor()
+    monitor = StiffnessMonitor(show_table=False)
     curves = _fit(settings, "not_stopped", train, test, [monitor]).curves()
     assert stopped.history is not None
     assert monitor.history is not None
     picture = settings.output / "stiffness_demo.png"
     training_summary(curves, stopped.history, monitor.history, stop_epoch).savefig(picture, dpi=130)
-    result = DemoResult(curves, monitor.history, stopped.history, stop_epoch, round(restored), reason, picture)
+    page = _write_page(settings)
+    result = DemoResult(curves, monitor.history, stopped.history, stop_epoch, round(restored), reason, picture, page)
     _report(result, settings, console)
     return result
 
@@ -203,6 +208,12 @@ def digits(settings: DemoSettings) -> tuple[TensorDataset, TensorDataset]:
     wrong = torch.rand(settings.samples, generator=generator) < settings.wrong_labels
     given[wrong] = (given[wrong] + torch.randint(1, 10, (int(wrong.sum()),), generator=generator)) % 10
     return TensorDataset(x[: settings.samples], given), TensorDataset(x[settings.samples :], y[settings.samples :])
+
+
+def _write_page(settings: DemoSettings) -> Path:
+    runs = [RunFiles.load(settings.output / "logs" / name / "stiffness.jsonl") for name in ("stopped", "not_stopped")]
+    title = f"{settings.samples} digits, {settings.wrong_labels:.0%} of the labels wrong"
+    return write_page(runs, settings.output / "stiffness_demo.html", title)
 
 
 def _fit(
@@ -247,4 +258,5 @@ def _report(result: DemoResult, settings: DemoSettings, console: Console) -> Non
     console.print(table)
     cost = sum(reading.seconds for reading in result.stopped) / max(1, len(result.stopped))
     console.print(f"One measurement took {1000 * cost:.0f} ms. Picture: {result.picture}", soft_wrap=True)
+    console.print(f"Page, to be opened in a browser: {result.page}", soft_wrap=True)
     console.print(f"Curves: tensorboard --logdir {settings.output / 'logs'}", soft_wrap=True)

@@ -144,7 +144,8 @@ def _detail(record: Mapping[str, Any] | None) -> Detail | None:
         return None
     curve = record.get("distance")
     distance = DistanceCurve(**_on_cpu(curve)) if isinstance(curve, Mapping) else None
-    return Detail(**{**_on_cpu(record), "rival_class": record["rival_class"].cpu().long(), "distance": distance})
+    classes = {name: record[name].cpu().long() for name in ("rival_class", "opposed_class")}
+    return Detail(**{**_on_cpu(record), **classes, "distance": distance})
 
 
 def _on_cpu(record: Mapping[str, Any]) -> dict[str, Any]:

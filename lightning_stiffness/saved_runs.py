@@ -11,6 +11,7 @@ from rich.console import Console
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.figures import shadow_summary
 from lightning_stiffness.history import FORMAT, History
+from lightning_stiffness.run_files import RunFiles
 from lightning_stiffness.stopping import (
     ConfirmedDrop,
     Criterion,
@@ -91,6 +92,20 @@ def chosen_criteria(names: Sequence[str]) -> dict[str, Criterion]:
     return {known[_bare(name)]: CRITERIA[known[_bare(name)]] for name in names}
 
 
+def load_runs(places: Iterable[Path]) -> list[RunFiles]:
+    """Return the runs below the given places, with what stands beside their histories.
+
+    Raises:
+        StiffnessError: As `find_histories`, or one is damaged.
+
+    Example:
+        >>> load_runs([Path("no_such_run")])
+        Traceback (most recent call last):
+        lightning_stiffness.errors.StiffnessError: There is no file or folder no_such_run.
+    """
+    return [RunFiles.load(path) for path in find_histories(places)]
+
+
 def judgeable(history: History, criteria: Mapping[str, Criterion]) -> tuple[dict[str, Criterion], dict[str, str]]:
     """Return the criteria that find a signal in a history, and why the others do not.
 
@@ -104,11 +119,11 @@ def judgeable(history: History, criteria: Mapping[str, Criterion]) -> tuple[dict
     """
     judged, others = {}, {}
     for name, criterion in criteria.items():
-        path = signal_path(history, criterion)
-        if any(math.isfinite(decision.signal) for decision in path):
+        now = criterion(history)
+        if math.isfinite(now.signal) or any(math.isfinite(past.signal) for past in signal_path(history, criterion)):
             judged[name] = criterion
         else:
-            others[name] = (path[-1] if path else criterion(history)).reason
+            others[name] = now.reason
     return judged, others
 
 

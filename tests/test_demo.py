@@ -40,6 +40,7 @@ def test_demo_stops_before_the_network_memorises(tmp_path):
     assert "at the stop" in printed
     assert result.reason in printed
     assert result.picture.stat().st_size > 50_000
+    assert "not_stopped" in result.page.read_text()
     # The two runs are one and the same until the stop: watching and stopping change nothing.
     assert result.stopped.series("within").tolist() == result.full[: len(result.stopped)].series("within").tolist()
     assert list((tmp_path / "logs" / "stopped").glob("events*"))

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lightning_stiffness import StiffnessError, stopping
 from lightning_stiffness.history import History, ProbeSummary
-from lightning_stiffness.saved_runs import CRITERIA, chosen_criteria, find_histories, judgeable, report_runs
+from lightning_stiffness.saved_runs import CRITERIA, chosen_criteria, find_histories, judgeable, load_runs, report_runs
 from lightning_stiffness.stopping import StiffnessDrop, ValidationPatience
 from tests.test_verdicts import ACCURACIES, LOSSES, logging_history
 from tests.toy_history import overfitting_history, spreading_history, toy_probe
@@ -115,3 +115,10 @@ def test_a_run_without_readings_and_one_of_batches(tmp_path):
     text, _ = reported([tmp_path], picture=tmp_path / "run.png")
     assert "12 samples, 3 classes, train. 0 readings." in text
     assert not (tmp_path / "run.png").exists()
+
+
+def test_runs_are_loaded_with_what_stands_beside_them(runs):
+    (runs / "b" / "stiffness_decision.json").write_text('{"stopped": true}')
+    first, second = load_runs([runs])
+    assert (first.decision, second.decision) == (None, {"stopped": True})
+    assert len(second.history) == len(LOGGED)

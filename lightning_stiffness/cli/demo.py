@@ -10,7 +10,7 @@ _DESCRIPTION = """\
 Trains a small network on scikit-learn's handwritten digits (no download), some of
 whose labels are made wrong, until StiffnessEarlyStopping stops it; then trains the
 same without a stop. Prints what the stop was worth on unseen digits with right labels,
-writes a picture, and leaves TensorBoard logs. Takes about half a minute.
+writes a picture and an HTML page, and leaves TensorBoard logs. Takes about half a minute.
 """
 
 

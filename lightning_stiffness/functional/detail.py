@@ -23,6 +23,8 @@ class Detail:
             there is none.
         rival: the highest mean cosine with the samples of any other class; nan where there is none.
         rival_class: the class with which it is reached; -1 where there is none.
+        opposed_class: the other class with which the mean cosine is lowest; -1 where there is none. A sample with a wrong
+            label works against the class that it truly belongs to.
         within_counts: numbers of pairs of the same class in b bins of equal width over cosines from -1 to 1.
         between_counts: numbers of pairs of different classes in the same bins.
         distance: stiffness of the same class against the distance of the inputs; None where inputs have no distance.
@@ -31,6 +33,7 @@ class Detail:
     own: Float[Tensor, "n"]
     rival: Float[Tensor, "n"]
     rival_class: Int[Tensor, "n"]
+    opposed_class: Int[Tensor, "n"]
     within_counts: Float[Tensor, "b"]
     between_counts: Float[Tensor, "b"]
     distance: DistanceCurve | None = None
@@ -64,8 +67,9 @@ def pair_detail(
     """
     alignment = class_alignment(pairs, row_targets, column_targets, num_classes)
     mine = torch.arange(num_classes, device=pairs.device) == row_targets[:, None]
-    others = alignment.masked_fill(mine | alignment.isnan(), -torch.inf)
-    rival, rival_class = others.max(dim=1)
+    unknown = mine | alignment.isnan()
+    rival, rival_class = alignment.masked_fill(unknown, -torch.inf).max(dim=1)
+    opposed_class = alignment.masked_fill(unknown, torch.inf).argmin(dim=1)
     has_rival = rival.isfinite()
     within, between = pair_histograms(pairs, row_targets, column_targets)
     curve = None if distances is None else distance_curve(pairs, distances, row_targets, column_targets)
@@ -73,6 +77,7 @@ def pair_detail(
         own=alignment.masked_fill(~mine, 0).sum(dim=1),
         rival=rival.masked_fill(~has_rival, torch.nan),
         rival_class=rival_class.masked_fill(~has_rival, -1),
+        opposed_class=opposed_class.masked_fill(~has_rival, -1),
         within_counts=within,
         between_counts=between,
         distance=curve,

@@ -44,9 +44,10 @@ def test_own_and_rival(seed):
         known = {k: value for k, value in others.items() if not math.isnan(value)}
         if known:
             best = max(known, key=known.__getitem__)
+            assert detail.opposed_class[i] == min(known, key=known.__getitem__)
             assert (detail.rival_class[i].item(), round(detail.rival[i].item(), 9)) == (best, round(known[best], 9))
         else:
-            assert detail.rival_class[i] == -1
+            assert detail.rival_class[i] == detail.opposed_class[i] == -1
             assert detail.rival[i].isnan()
 
 

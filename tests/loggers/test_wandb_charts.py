@@ -21,7 +21,8 @@ from tests.toy_history import Toy, overfitting_history, toy_history, toy_reading
 
 def detail(within=(0.0, 1.0, 3.0), between=(2.0, 0.0, 0.0)):
     none = torch.full((2,), math.nan)
-    return Detail(none, none, torch.full((2,), -1), torch.tensor(within), torch.tensor(between))
+    unknown = torch.full((2,), -1)
+    return Detail(none, none, unknown, unknown, torch.tensor(within), torch.tensor(between))
 
 
 def test_bands_are_two_standard_errors():
