@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_stiffness.callbacks import LiveFigure, ShadowStopping, StiffnessEarlyStopping, StiffnessMonitor
+    from lightning_stiffness.diagnosis import Diagnosis
+    from lightning_stiffness.doctor import diagnose
     from lightning_stiffness.errors import MixedSamplesError, StiffnessError
     from lightning_stiffness.gram import GramEngine
     from lightning_stiffness.history import History, Reading
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
         ValidationPatience,
         ValidationScore,
     )
+    from lightning_stiffness.wrong_labels import LabelScores, average_scores, score_labels
 
 __version__ = "0.1.0"
 
@@ -41,6 +44,8 @@ _HOME = {
     "ShadowStopping": "callbacks",
     "StiffnessEarlyStopping": "callbacks",
     "StiffnessMonitor": "callbacks",
+    "Diagnosis": "diagnosis",
+    "diagnose": "doctor",
     "MixedSamplesError": "errors",
     "StiffnessError": "errors",
     "GramEngine": "gram",
@@ -60,6 +65,9 @@ _HOME = {
     "StiffnessGap": "stopping",
     "ValidationPatience": "stopping",
     "ValidationScore": "stopping",
+    "LabelScores": "wrong_labels",
+    "average_scores": "wrong_labels",
+    "score_labels": "wrong_labels",
 }
 
 __all__ = [
@@ -68,8 +76,10 @@ __all__ = [
     "ConfirmedDrop",
     "CosineStiffness",
     "Decision",
+    "Diagnosis",
     "GramEngine",
     "History",
+    "LabelScores",
     "LeaveOneOut",
     "LiveFigure",
     "MixedSamplesError",
@@ -87,6 +97,9 @@ __all__ = [
     "WithinClassSignStiffness",
     "WithinClassStiffness",
     "__version__",
+    "average_scores",
+    "diagnose",
+    "score_labels",
 ]
 
 

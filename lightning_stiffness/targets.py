@@ -34,7 +34,8 @@ def targets_of(batch: object) -> Int[Tensor, "n"]:
     >>> targets_of((torch.zeros(3, 2), torch.tensor([2, 0, 1], dtype=torch.uint8)))
     tensor([2, 0, 1])
     """
-    return as_class_targets(_find_targets(batch), batch_size(batch))
+    place = target_place(batch)
+    return as_class_targets(dict(structure.parts(batch))[place], batch_size(batch))
 
 
 def as_class_targets(found: object, size: int) -> Int[Tensor, "n"]:
@@ -65,19 +66,62 @@ def as_class_targets(found: object, size: int) -> Int[Tensor, "n"]:
     return targets.detach().long()
 
 
-def _find_targets(batch: Any) -> Any:
+def target_place(batch: Any) -> str | int:
+    """The name or position in a batch where `targets_of` finds the class targets.
+
+    Args:
+        batch: What a data loader yields.
+
+    Raises:
+        StiffnessError: If there are none.
+
+    >>> import torch
+    >>> target_place({"x": torch.zeros(3, 2), "label": torch.tensor([2, 0, 1])})
+    'label'
+    """
     if structure.is_container(batch):
-        named = {key: part for key, part in structure.parts(batch) if isinstance(key, str)}
+        names = [key for key, _ in structure.parts(batch) if isinstance(key, str)]
         for name in TARGET_NAMES:
-            if name in named:
-                return named[name]
+            if name in names:
+                return name
         if isinstance(batch, list | tuple) and len(batch) >= 2:
             _require_unambiguous(batch)
-            return batch[1]
+            return 1
     raise StiffnessError(
         f"Class targets must be the second element of the batch or be named one of {', '.join(TARGET_NAMES)}; "
         f"found {structure.describe(batch)}. Pass targets=, a callable batch -> [n] integers."
     )
+
+
+def with_targets(batch: Any, labels: Int[Tensor, "n"]) -> Any:
+    """The same batch with other class targets, in the place where `targets_of` finds them and in their type.
+
+    Args:
+        batch: What a data loader yields; it stays as it is.
+        labels: One class for each sample.
+
+    Raises:
+        StiffnessError: If there are none, or they are not one integer for each sample.
+
+    >>> import torch
+    >>> with_targets([torch.zeros(2, 1), torch.tensor([[3], [1]])], torch.tensor([0, 2]))
+    [tensor([[0.],
+            [0.]]), tensor([[0],
+            [2]])]
+    """
+    place = target_place(batch)
+    as_class_targets(dict(structure.parts(batch))[place], batch_size(batch))
+    changed = {key: _alike(labels, part) if key == place else part for key, part in structure.parts(batch)}
+    return structure.rebuilt(batch, changed)
+
+
+def _alike(labels: Tensor, part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return labels.to(part).reshape(part.shape)
+    values = labels.cpu().numpy()
+    if isinstance(part, np.ndarray):
+        return values.astype(part.dtype).reshape(part.shape)
+    return structure.rebuilt_sequence(part, values.tolist())
 
 
 def _require_unambiguous(batch: Any) -> None:

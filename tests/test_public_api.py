@@ -15,8 +15,10 @@ NAMES = [
     "ConfirmedDrop",
     "CosineStiffness",
     "Decision",
+    "Diagnosis",
     "GramEngine",
     "History",
+    "LabelScores",
     "LeaveOneOut",
     "LiveFigure",
     "MixedSamplesError",
@@ -34,6 +36,9 @@ NAMES = [
     "WithinClassSignStiffness",
     "WithinClassStiffness",
     "__version__",
+    "average_scores",
+    "diagnose",
+    "score_labels",
 ]
 MONITOR = {
     "every_n_epochs": 1,

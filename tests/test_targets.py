@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.targets import as_class_targets, targets_of
+from lightning_stiffness.targets import as_class_targets, target_place, targets_of, with_targets
 
 
 class Pair(NamedTuple):
@@ -102,3 +102,33 @@ def test_several_candidates_for_targets_are_not_guessed_at():
         targets_of((tokens, lengths, labels))
     assert torch.equal(targets_of((tokens, labels, torch.rand(4))), labels)
     assert torch.equal(targets_of((tokens, labels, ["a", "b", "c", "d"])), labels)
+
+
+@pytest.mark.parametrize(
+    ("batch", "place"),
+    [
+        ((torch.zeros(2, 3), torch.tensor([0, 1])), 1),
+        ({"x": torch.zeros(2, 3), "target": torch.tensor([0, 1]), "labels": torch.tensor([1, 1])}, "labels"),
+    ],
+)
+def test_the_place_of_the_targets(batch, place):
+    assert target_place(batch) == place
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([0, 1]), torch.tensor([[0], [1]], dtype=torch.uint8), [0, 1], np.array([0, 1], dtype=np.int32)],
+)
+def test_other_targets_take_the_place_and_the_type_of_the_old_ones(labels):
+    batch = {"x": torch.zeros(2, 3), "y": labels}
+    changed = with_targets(batch, torch.tensor([4, 2]))
+    assert type(changed["y"]) is type(labels)
+    assert getattr(changed["y"], "dtype", None) == getattr(labels, "dtype", None)
+    assert targets_of(changed).tolist() == [4, 2]
+    assert targets_of(batch).tolist() == [0, 1]
+    assert changed["x"] is batch["x"]
+
+
+def test_what_is_no_target_is_not_exchanged():
+    with pytest.raises(StiffnessError, match="not class labels"):
+        with_targets((torch.zeros(2), torch.zeros(2)), torch.tensor([0, 1]))

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_stiffness import __version__
-from lightning_stiffness.cli import demo, report
+from lightning_stiffness.cli import demo, doctor, report
 from lightning_stiffness.errors import StiffnessError
 
 _DESCRIPTION = """\
@@ -37,6 +37,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True)
-    for command in (demo, report):
+    for command in (demo, doctor, report):
         command.add(commands)
     return parser

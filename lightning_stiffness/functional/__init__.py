@@ -8,6 +8,7 @@ From the class matrix to numbers: `within_class`, `between_class`, `superclass_w
 All of it with standard errors: `summarise`, `summarise_cross` (they give a `Stiffness`), `jackknife_error`.
 The same for several batches, pairs across them not counted: `pair_rows`, `summarise_rows`.
 Beyond the summaries: `pair_detail` (a `Detail` of samples, histograms, distances), `class_tree`, `distance_curve`.
+Whether a label is right: `label_evidence`, `label_margin`, `label_quality`, `suggested_labels`.
 What a network would say without a sample: `Exposure`, `own_share`, `leave_one_out_scores`.
 """
 
@@ -22,6 +23,7 @@ from lightning_stiffness.functional.jackknife import (
     summarise_cross,
     summarise_rows,
 )
+from lightning_stiffness.functional.label_score import label_evidence, label_margin, label_quality, suggested_labels
 from lightning_stiffness.functional.leave_one_out import (
     Exposure,
     LeaveOneOutScores,
@@ -63,6 +65,9 @@ __all__ = [
     "distance_curve",
     "input_distances",
     "jackknife_error",
+    "label_evidence",
+    "label_margin",
+    "label_quality",
     "leave_one_out_scores",
     "own_class_alignment",
     "own_share",
@@ -71,6 +76,7 @@ __all__ = [
     "pair_rows",
     "sign_pairs",
     "sign_stiffness",
+    "suggested_labels",
     "summarise",
     "summarise_cross",
     "summarise_rows",

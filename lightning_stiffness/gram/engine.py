@@ -17,7 +17,7 @@ from lightning_stiffness.gram.class_alignment import AlignmentPasses, require_cl
 from lightning_stiffness.gram.class_cosine import class_cosine
 from lightning_stiffness.gram.collect import Declined, GraphChanged
 from lightning_stiffness.gram.fallback import ONE_BY_ONE, VECTORISED
-from lightning_stiffness.gram.logit_gram import Logits, Projection, gram_along, projected_gram
+from lightning_stiffness.gram.logit_gram import Logits, Projection, projected_gram
 from lightning_stiffness.gram.losses import LossSource
 from lightning_stiffness.gram.measurement import Measurement
 from lightning_stiffness.gram.memory import default_budget, is_out_of_memory
@@ -210,7 +210,6 @@ class GramEngine:
         logits: Logits,
         *,
         directions: int = 3,
-        only: int | None = None,
         rates: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> Float[Tensor, "n n"]:
@@ -222,8 +221,6 @@ class GramEngine:
             directions: How many random sums of the logits are differentiated, each at the cost of a `gram`. With c or
                 more the result is exact; with fewer, entries have an error of about 1 / sqrt(directions) of the
                 geometric mean of their diagonal entries, and their expectation is exact.
-            only: The number of a direction, from 0 to below min(directions, c): only its own matrix, at the cost of one
-                `gram`. The mean over all of them is what is returned without it.
             rates: How much each parameter counts, by its name: its learning rate relative to others. Rounded to a
                 quarter of an octave. Not given: all count as 1.
             seed: Of the random sums; the global random state is not used.
@@ -244,9 +241,7 @@ class GramEngine:
             engine = GramEngine(self._outermost, projection, budget=self.budget, check_every=self.check_every)
             known = self._logit_engine = (logits, directions, seed), projection, engine
         _, projection, engine = known
-        if only is None:
-            return projected_gram(engine.gram, projection, batch, rates)
-        return gram_along(engine.gram, projection, batch, rates, only)
+        return projected_gram(engine.gram, projection, batch, rates)
 
     def explain(self, batch: Any) -> Explanation:
         """What is computed how, and what it costs, for each parameter: `print(engine.explain(batch))`."""

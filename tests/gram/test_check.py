@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_stiffness.errors import MixedSamplesError, StiffnessError
 from lightning_stiffness.gram import GramEngine
-from lightning_stiffness.gram import engine as engine_module
+from lightning_stiffness.gram import plans as plans_module
 from lightning_stiffness.gram.plan import make_plan
 from tests.oracle import cross_entropy, loop_gram
 from tests.zoo import CLASSES, build, head, vectors
@@ -60,7 +60,7 @@ def lose_cross_terms(plan):
     ],
 )
 def test_a_fault_of_the_engine_is_seen_and_mended(name, fault, monkeypatch):
-    monkeypatch.setattr(engine_module, "make_plan", faulty_plan(fault))
+    monkeypatch.setattr(plans_module, "make_plan", faulty_plan(fault))
     specimen = build(name)
     expected, _ = loop_gram(specimen.model, cross_entropy, specimen.batch)
     engine = GramEngine(specimen.model, cross_entropy)
@@ -134,7 +134,7 @@ def test_a_positive_factor_per_sample_is_no_fault():
 
 
 def test_check_can_be_switched_off(monkeypatch):
-    monkeypatch.setattr(engine_module, "make_plan", faulty_plan(lose_cross_terms))
+    monkeypatch.setattr(plans_module, "make_plan", faulty_plan(lose_cross_terms))
     specimen = build("tied_linear_weights")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

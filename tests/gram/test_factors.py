@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_stiffness.gram.embedding import Rows
 from lightning_stiffness.gram.factors import Explicit, Outer, Run
 from lightning_stiffness.gram.slicing import stacked
 
@@ -39,3 +40,21 @@ def test_chunks_of_different_length_are_stacked_in_one_order(widths, bias):
     padded = [torch.nn.functional.pad(part, (0, 0, 0, 19)) for part in (short.left, short.right)]
     whole = Outer(torch.cat([padded[0], long.left]), torch.cat([padded[1], long.right]), bias)
     assert torch.allclose(found @ found.T, by_loop(whole), atol=1e-4)
+
+
+@pytest.mark.parametrize("widths", [(7, 3), (3, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.parametrize("count", [1, 4])
+def test_products_with_vectors_have_the_order_of_the_blocks(widths, bias, positions, count):
+    factors = outer(6, positions, widths, bias)
+    vectors = torch.randn(count, factors.columns)
+    expected = factors.joined_blocks() @ vectors.T
+    for form in (factors, Explicit(factors.joined_blocks())):
+        assert torch.allclose(form.products_with(vectors), expected, atol=1e-4)
+
+
+def test_products_with_vectors_of_an_embedding():
+    rows = Rows(torch.randint(0, 5, (6, 4)), torch.randn(6, 4, 3), 5)
+    vectors = torch.randn(2, rows.columns)
+    assert torch.allclose(rows.products_with(vectors), rows.joined_blocks() @ vectors.T, atol=1e-5)

@@ -15,9 +15,9 @@ from lightning_stiffness.errors import MixedSamplesError, StiffnessError
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.gram import check as check_module
 from lightning_stiffness.gram import collect as collect_module
-from lightning_stiffness.gram import engine as engine_module
 from lightning_stiffness.gram import fallback as fallback_module
 from lightning_stiffness.gram import plan as plan_module
+from lightning_stiffness.gram import plans as plans_module
 from lightning_stiffness.gram.factors import Explicit, Outer
 from lightning_stiffness.gram.rules import RULES
 from tests.oracle import cross_entropy, loop_gram
@@ -139,7 +139,7 @@ def wrong_plan(change):
             change(plan)
             return plan
 
-        monkeypatch.setattr(engine_module, "make_plan", wrong)
+        monkeypatch.setattr(plans_module, "make_plan", wrong)
 
     return inject
 
