@@ -316,9 +316,9 @@ class StiffnessMonitor(Callback):
 
     def _begin_readings(self, trainer: Any, reader: StiffnessReader) -> None:
         """Before the first step nothing is lost yet: a setting that cannot work is reported, not passed over."""
+        outcome = None if self.at_start else agreed(trainer, attempted(reader.rehearse))
         if self.at_start:
-            return self._measure(trainer, at_start=True)
-        outcome = agreed(trainer, attempted(reader.rehearse))
+            self._measure(trainer, at_start=True)
         if isinstance(outcome, Exception):
             self._failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
 

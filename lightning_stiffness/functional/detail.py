@@ -23,8 +23,8 @@ class Detail:
             there is none.
         rival: the highest mean cosine with the samples of any other class; nan where there is none.
         rival_class: the class with which it is reached; -1 where there is none.
-        opposed_class: the other class with which the mean cosine is lowest; -1 where there is none. A sample with a wrong
-            label works against the class that it truly belongs to.
+        opposed_class: the other class with which the mean cosine is lowest; -1 where there is none. A sample with a
+            wrong label works against the class that it truly belongs to.
         within_counts: numbers of pairs of the same class in b bins of equal width over cosines from -1 to 1.
         between_counts: numbers of pairs of different classes in the same bins.
         distance: stiffness of the same class against the distance of the inputs; None where inputs have no distance.
