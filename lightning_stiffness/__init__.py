@@ -11,12 +11,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_stiffness.callbacks import LiveFigure, ShadowStopping, StiffnessEarlyStopping, StiffnessMonitor
+    from lightning_stiffness.balanced_loader import make_balanced_loader
+    from lightning_stiffness.callbacks import (
+        ClassGroupingBalancer,
+        LiveFigure,
+        ShadowStopping,
+        StiffnessEarlyStopping,
+        StiffnessMonitor,
+    )
     from lightning_stiffness.diagnosis import Diagnosis
     from lightning_stiffness.doctor import diagnose
     from lightning_stiffness.errors import MixedSamplesError, StiffnessError
     from lightning_stiffness.gram import GramEngine
+    from lightning_stiffness.grouping import class_groups
     from lightning_stiffness.history import History, Reading
+    from lightning_stiffness.levels import measure_levels
     from lightning_stiffness.metrics import (
         BetweenClassSignStiffness,
         BetweenClassStiffness,
@@ -26,6 +35,7 @@ if TYPE_CHECKING:
         WithinClassStiffness,
     )
     from lightning_stiffness.probe import Probe
+    from lightning_stiffness.sampling import ClassRateSampler
     from lightning_stiffness.stopping import (
         ConfirmedDrop,
         Decision,
@@ -40,6 +50,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "make_balanced_loader": "balanced_loader",
+    "ClassGroupingBalancer": "callbacks",
     "LiveFigure": "callbacks",
     "ShadowStopping": "callbacks",
     "StiffnessEarlyStopping": "callbacks",
@@ -49,8 +61,10 @@ _HOME = {
     "MixedSamplesError": "errors",
     "StiffnessError": "errors",
     "GramEngine": "gram",
+    "class_groups": "grouping",
     "History": "history",
     "Reading": "history",
+    "measure_levels": "levels",
     "BetweenClassSignStiffness": "metrics",
     "BetweenClassStiffness": "metrics",
     "CosineStiffness": "metrics",
@@ -58,6 +72,7 @@ _HOME = {
     "WithinClassSignStiffness": "metrics",
     "WithinClassStiffness": "metrics",
     "Probe": "probe",
+    "ClassRateSampler": "sampling",
     "ConfirmedDrop": "stopping",
     "Decision": "stopping",
     "LeaveOneOut": "stopping",
@@ -73,6 +88,8 @@ _HOME = {
 __all__ = [
     "BetweenClassSignStiffness",
     "BetweenClassStiffness",
+    "ClassGroupingBalancer",
+    "ClassRateSampler",
     "ConfirmedDrop",
     "CosineStiffness",
     "Decision",
@@ -98,7 +115,10 @@ __all__ = [
     "WithinClassStiffness",
     "__version__",
     "average_scores",
+    "class_groups",
     "diagnose",
+    "make_balanced_loader",
+    "measure_levels",
     "score_labels",
 ]
 

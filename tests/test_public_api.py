@@ -12,6 +12,8 @@ from lightning_stiffness import StiffnessEarlyStopping, StiffnessMonitor
 NAMES = [
     "BetweenClassSignStiffness",
     "BetweenClassStiffness",
+    "ClassGroupingBalancer",
+    "ClassRateSampler",
     "ConfirmedDrop",
     "CosineStiffness",
     "Decision",
@@ -37,7 +39,10 @@ NAMES = [
     "WithinClassStiffness",
     "__version__",
     "average_scores",
+    "class_groups",
     "diagnose",
+    "make_balanced_loader",
+    "measure_levels",
     "score_labels",
 ]
 MONITOR = {

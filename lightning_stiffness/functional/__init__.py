@@ -9,9 +9,19 @@ All of it with standard errors: `summarise`, `summarise_cross` (they give a `Sti
 The same for several batches, pairs across them not counted: `pair_rows`, `summarise_rows`.
 Beyond the summaries: `pair_detail` (a `Detail` of samples, histograms, distances), `class_tree`, `distance_curve`.
 Whether a label is right: `label_evidence`, `label_margin`, `label_quality`, `suggested_labels`.
+How often classes are drawn, and what is added to their logits: `square_root_rates`, `balanced_softmax_loss` and others.
 What a network would say without a sample: `Exposure`, `own_share`, `leave_one_out_scores`.
 """
 
+from lightning_stiffness.functional.class_rates import (
+    DeferredRates,
+    effective_number_rates,
+    inverse_frequency_rates,
+    natural_rates,
+    sample_weights,
+    square_root_rates,
+    within_group_rates,
+)
 from lightning_stiffness.functional.class_tree import ClassTree, Merge, class_tree
 from lightning_stiffness.functional.detail import Detail, pair_detail, pair_histograms
 from lightning_stiffness.functional.distance import DistanceCurve, distance_curve, input_distances
@@ -29,6 +39,12 @@ from lightning_stiffness.functional.leave_one_out import (
     LeaveOneOutScores,
     leave_one_out_scores,
     own_share,
+)
+from lightning_stiffness.functional.logit_offsets import (
+    balanced_softmax_loss,
+    posthoc_logit_adjustment,
+    probabilities_under_frequencies,
+    training_logit_adjustment,
 )
 from lightning_stiffness.functional.stiffness import (
     between_class,
@@ -48,6 +64,7 @@ from lightning_stiffness.functional.tally import Tally
 
 __all__ = [
     "ClassTree",
+    "DeferredRates",
     "Detail",
     "DistanceCurve",
     "Exposure",
@@ -55,6 +72,7 @@ __all__ = [
     "Merge",
     "Stiffness",
     "Tally",
+    "balanced_softmax_loss",
     "between_class",
     "class_alignment",
     "class_matrix",
@@ -63,24 +81,33 @@ __all__ = [
     "cosine_pairs",
     "cosine_stiffness",
     "distance_curve",
+    "effective_number_rates",
     "input_distances",
+    "inverse_frequency_rates",
     "jackknife_error",
     "label_evidence",
     "label_margin",
     "label_quality",
     "leave_one_out_scores",
+    "natural_rates",
     "own_class_alignment",
     "own_share",
     "pair_detail",
     "pair_histograms",
     "pair_rows",
+    "posthoc_logit_adjustment",
+    "probabilities_under_frequencies",
+    "sample_weights",
     "sign_pairs",
     "sign_stiffness",
+    "square_root_rates",
     "suggested_labels",
     "summarise",
     "summarise_cross",
     "summarise_rows",
     "superclass_between",
     "superclass_within",
+    "training_logit_adjustment",
     "within_class",
+    "within_group_rates",
 ]

@@ -1,0 +1,86 @@
+"""Which classes a ClassGroupingBalancer has to do with: what data, user and network say of them must agree."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.class_rates import require_counts
+
+
+def outputs_of(name: str, layer: nn.Module, number: int | None) -> int:
+    """Number of classes of the classifier.
+
+    Args:
+        name: Of the layer, for messages.
+        layer: The classifier.
+        number: As the user or the data have it, if they do.
+
+    Raises:
+        StiffnessError: The layer does not tell, and nobody else does; or it has fewer outputs than there are classes.
+
+    >>> outputs_of("head", nn.Linear(8, 3), None)
+    3
+    """
+    found: Any = getattr(layer, "out_features", number)
+    if found is None:
+        raise StiffnessError(
+            f"The number of classes must be known, and {type(layer).__name__} {name!r} does not tell its number of "
+            "outputs. Pass num_classes=."
+        )
+    if number is not None and int(found) < number:
+        raise StiffnessError(
+            f"The classifier must have an output for each class, found {found} outputs of {name!r} for {number} "
+            "classes. Pass classifier= as the name of another layer."
+        )
+    return int(found)
+
+
+def agreed_counts(found: Tensor | None, given: Tensor | None, size: int) -> Int[Tensor, "c"] | None:
+    """Samples of each class.
+
+    Args:
+        found: Those of the labels that the dataset stores, up to the largest; None if there are none.
+        given: Those that the user gives, or None.
+        size: Number of classes.
+
+    Returns:
+        The counts, or None where neither is known.
+
+    Raises:
+        StiffnessError: The two disagree, there are not so many classes, or one of them has no sample.
+
+    >>> agreed_counts(torch.tensor([4, 2]), None, 2)
+    tensor([4, 2])
+    """
+    stored = None if found is None else torch.cat([found, found.new_zeros(max(size - len(found), 0))])
+    if stored is not None and given is not None and not torch.equal(stored, given):
+        raise StiffnessError(
+            f"counts= must be those of the labels, found {_short(given)} given and {_short(stored)} in the dataset. "
+            "Leave counts= out to use the latter."
+        )
+    known = stored if given is None else given
+    if known is None:
+        return None
+    counts = require_counts(known)
+    if len(counts) != size:
+        raise StiffnessError(
+            f"There must be one count for each of {size} outputs of the classifier, found {len(counts)}. Number the "
+            "classes without gaps, or pass classifier= as the name of another layer."
+        )
+    return counts
+
+
+def require_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises StiffnessError unless all labels lie in [0, num_classes)."""
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise StiffnessError(
+            f"Class labels must lie in [0, {num_classes}), found {int(labels.min())} to {int(labels.max())}. Leave out "
+            "unlabelled samples, pass num_classes=, or targets= if these are not the classes."
+        )
+
+
+def _short(counts: Tensor) -> str:
+    return str(counts.tolist()) if len(counts) <= 10 else f"{counts[:10].tolist()} ... ({len(counts)} classes)"

@@ -1,0 +1,135 @@
+"""What a ClassGroupingBalancer does at the classifier while a training step runs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_stiffness.callbacks.balancing_head import HeadHooks
+from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics
+from lightning_stiffness.errors import StiffnessError
+
+
+@dataclass
+class Step:
+    """One batch on its way through the classifier.
+
+    Attributes:
+        offsets: What is added to the logits, or None.
+        labels: Class of each sample; None where no features are shifted.
+        counts: Samples of each class in the data; None likewise.
+        chances: Two even random numbers for each sample, for its shift; None before the end of the warm-up.
+        move: The shift, once it is known: a recomputed forward pass (activation checkpointing) has to get the same.
+        features: The features as they came in.
+        calls: How often the classifier has been called.
+    """
+
+    offsets: Float[Tensor, "c"] | None
+    labels: Int[Tensor, "n"] | None = None
+    counts: Float[Tensor, "c"] | None = None
+    chances: Float[Tensor, "n 2"] | None = None
+    move: Float[Tensor, "n d"] | None = None
+    features: Float[Tensor, "n d"] | None = None
+    calls: int = 0
+
+
+class BalancedClassifier:
+    """The classifier layer with its hooks, which act between `begin` and `end` of a step only.
+
+    Args:
+        name: Of the layer, for messages.
+        layer: The layer.
+        num_classes: Number c of classes.
+        statistics: Class means of before, or None.
+
+    Attributes:
+        statistics: Class means; None until the first step that asks for them.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, num_classes: int, statistics: ClassStatistics | None) -> None:
+        self.name, self.statistics = name, statistics
+        self._layer, self._num_classes = layer, num_classes
+        self._step: Step | None = None
+        self._was_called = False
+        self._hooks = HeadHooks(layer, self._before, self._after, name)
+
+    def begin(self, step: Step) -> None:
+        """From now on the hooks act."""
+        self._step = step
+
+    def end(self, is_called: bool = True) -> None:
+        """From now on they do nothing.
+
+        Args:
+            is_called: Whether the step has a loss, so that the classifier must have been called, in training mode.
+
+        Raises:
+            StiffnessError: It was never called.
+        """
+        step, self._step = self._step, None
+        self._was_called |= step is not None and step.calls > 0
+        if is_called and not self._was_called:
+            raise StiffnessError(
+                f"The classifier {self.name!r} must be called in its training mode by training_step, found no call. "
+                'Pass classifier="name" of the layer that makes the logits, and call it as a module, not by its weight.'
+            )
+
+    def remove(self) -> None:
+        """Takes the hooks off the layer."""
+        self._step = None
+        self._hooks.remove()
+
+    def _before(self, features: Tensor) -> Tensor:
+        step = self._step
+        if step is None or step.labels is None:
+            return features
+        if len(features) != len(step.labels):
+            raise StiffnessError(
+                f"To shift features, the classifier {self.name!r} must be given one row for each of the "
+                f"{len(step.labels)} labels of the batch, found {len(features)} rows. Pass targets=, or shift=False."
+            )
+        step.features = features.detach()
+        if step.chances is None:
+            return features
+        if step.move is None:
+            step.move = self._shift(step, step.features)
+        return features + step.move.to(features)
+
+    def _after(self, logits: Tensor) -> Tensor:
+        step = self._step
+        if step is None:
+            return logits
+        if logits.shape[1] != self._num_classes:
+            raise StiffnessError(
+                f"The classifier {self.name!r} must have an output for each of {self._num_classes} classes, found "
+                f"{logits.shape[1]}. Pass num_classes=, or classifier= as the name of another layer."
+            )
+        step.calls += 1
+        if step.calls == 1 and step.features is not None and step.labels is not None:
+            self._means(step.features).update(step.features, self._unchanged(step, logits), step.labels)
+        return logits if step.offsets is None else logits + step.offsets.to(logits)
+
+    def _shift(self, step: Step, features: Tensor) -> Tensor:
+        assert step.labels is not None
+        assert step.counts is not None
+        assert step.chances is not None
+        means = self._means(features)
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            counts, chances = step.counts.to(means.seen), step.chances.to(means.seen)
+            return means.shift(step.labels.to(features.device), counts, chances)
+
+    def _unchanged(self, step: Step, logits: Tensor) -> Tensor:
+        """The logits of the features as they came in."""
+        if step.move is None:
+            return logits.detach()
+        with torch.no_grad():
+            found: Any = self._layer.forward(step.features)
+        return torch.as_tensor(found)
+
+    def _means(self, features: Tensor) -> ClassStatistics:
+        if self.statistics is None or self.statistics.features.shape[1] != features.shape[1]:
+            self.statistics = ClassStatistics(self._num_classes, features.shape[1])
+        self.statistics.to(features.device)
+        return self.statistics

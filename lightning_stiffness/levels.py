@@ -1,0 +1,160 @@
+"""Stiffness of a classifier at its last layer, and below it.
+
+The gradient of a sample's cross entropy with respect to the last linear layer is (p - e_y) h^T, with its probabilities
+p, its class y and its features h. Where two classes take probability from each other, these gradients are opposed: the
+classes fight, at the level of the classifier, however much they share in the features below.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.stiffness import class_matrix, cosine_pairs
+from lightning_stiffness.functional.tally import membership
+from lightning_stiffness.functional.validation import require_matrix, require_targets
+from lightning_stiffness.gram import GramEngine
+
+_CLASSIFIER: Final = "classifier"
+_FEATURES: Final = "features"
+
+
+@dataclass(frozen=True, eq=False)
+class StiffnessLevels:
+    """Cosines of the samples' gradients, level by level.
+
+    Attributes:
+        classifier: Of the classifier's parameters, [n, n]; nan where a pair does not count.
+        chance: What they would be if each sample's lost probability were split evenly among the other classes.
+        features: Of all other parameters; None where there are no trainable ones.
+        targets: Class of each sample.
+        num_classes: Number c of classes.
+        separation: By how much more probability a class gets from its own samples than from others, mean over classes,
+            in [-1, 1]; about 0 for an untrained network.
+    """
+
+    classifier: Float[Tensor, "n n"]
+    chance: Float[Tensor, "n n"]
+    features: Float[Tensor, "n n"] | None
+    targets: Int[Tensor, "n"]
+    num_classes: int
+    separation: float
+
+    @property
+    def classifier_matrix(self) -> Float[Tensor, "c c"]:
+        """Class matrix at the classifier: negative where two classes fight; nan where no pair counts."""
+        return class_matrix(self.classifier, self.targets, self.targets, self.num_classes)
+
+    @property
+    def feature_matrix(self) -> Float[Tensor, "c c"] | None:
+        """Class matrix of the features: positive where two classes share what is being learnt."""
+        if self.features is None:
+            return None
+        return class_matrix(self.features, self.targets, self.targets, self.num_classes)
+
+
+def classifier_gram(
+    probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n"], features: Float[Tensor, "n d"], bias: bool = True
+) -> Float[Tensor, "n n"]:
+    """Gram matrix of the cross-entropy gradients of a linear classifier, without computing a gradient.
+
+    Args:
+        probabilities: Predicted ones, rows sum to 1.
+        targets: Class of each sample.
+        features: Input of the classifier.
+        bias: Whether it has a bias.
+
+    Returns:
+        ((p - e)(p - e)^T) * (h h^T + 1 for the bias), elementwise; symmetric, positive semi-definite, float64.
+
+    Raises:
+        StiffnessError: The probabilities are no matrix, or a target is none of the classes.
+
+    Source: ours; the gradient (p - e_y) h^T is textbook.
+
+    >>> classifier_gram(torch.tensor([[0.5, 0.5], [0.5, 0.5]]), torch.tensor([0, 1]), torch.ones(2, 1), bias=False)
+    tensor([[ 0.5000, -0.5000],
+            [-0.5000,  0.5000]], dtype=torch.float64)
+    """
+    require_matrix(probabilities, "probabilities")
+    targets = require_targets(targets, len(probabilities), probabilities.shape[1])
+    errors = probabilities.double() - membership(targets, probabilities.shape[1]).double()
+    inputs = features.double()
+    return (errors @ errors.T) * (inputs @ inputs.T + float(bias))
+
+
+def evenly_split(probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n c"]:
+    """The same probability of the own class, and what is lost in equal parts for the others: nobody is confused.
+
+    >>> evenly_split(torch.tensor([[0.6, 0.4, 0.0]]), torch.tensor([0]))
+    tensor([[0.6000, 0.2000, 0.2000]])
+    """
+    own = probabilities.gather(1, targets[:, None])
+    others = ((1 - own) / (probabilities.shape[1] - 1)).expand_as(probabilities)
+    return others.scatter(1, targets[:, None], own)
+
+
+def measure_levels(
+    engine: GramEngine, loss: Callable[[Any, Any], Tensor], batch: Any, targets: Int[Tensor, "n"], layer: nn.Module
+) -> StiffnessLevels:
+    """Stiffness at the classifier and below it, for a network that is trained with cross entropy.
+
+    Args:
+        engine: The engine of the module, put in eval mode.
+        loss: Its loss, (module, batch) -> losses [n].
+        batch: The samples, such as a class-balanced `Probe`'s.
+        targets: Their classes.
+        layer: The linear layer that makes the logits.
+
+    Returns:
+        The cosines of both levels: two forward passes and a Gram matrix of the features.
+
+    Raises:
+        StiffnessError: The layer is not called once with a row for each sample, or as `GramEngine.gram`.
+
+    Source: ours.
+    """
+    inputs, logits = _seen_at(layer, lambda: loss(engine.module, batch), len(targets))
+    targets = require_targets(targets.to(logits.device), len(targets), logits.shape[1])
+    probabilities = logits.double().softmax(1)
+    bias = getattr(layer, "bias", None) is not None
+    own = {id(parameter) for parameter in layer.parameters()}
+    names = {name for name, parameter in engine.module.named_parameters() if id(parameter) in own}
+    gram = engine.gram(batch, by=lambda name: _CLASSIFIER if name in names else _FEATURES)
+    features = gram.parts.get(_FEATURES)
+    return StiffnessLevels(
+        classifier=cosine_pairs(classifier_gram(probabilities, targets, inputs, bias)),
+        chance=cosine_pairs(classifier_gram(evenly_split(probabilities, targets), targets, inputs, bias)),
+        features=None if features is None else cosine_pairs(features),
+        targets=targets,
+        num_classes=logits.shape[1],
+        separation=_separation(probabilities, targets),
+    )
+
+
+def _seen_at(layer: nn.Module, run: Callable[[], Any], samples: int) -> tuple[Tensor, Tensor]:
+    seen: list[tuple[Any, Any]] = []
+    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        handle.remove()
+    if len(seen) != 1 or any(value.ndim != 2 or len(value) != samples for value in seen[0]):
+        raise StiffnessError(
+            f"The classifier must be called once, with a row for each of {samples} samples; found "
+            f"{[tuple(value.shape) for call in seen for value in call]} as inputs and outputs. Pass the layer that "
+            "makes the logits."
+        )
+    return seen[0]
+
+
+def _separation(probabilities: Tensor, targets: Tensor) -> float:
+    members = membership(targets, probabilities.shape[1]).to(probabilities)
+    own = (probabilities * members).sum(0) / members.sum(0)
+    others = (probabilities * (1 - members)).sum(0) / (1 - members).sum(0)
+    return float((own - others).nanmean())

@@ -1,0 +1,60 @@
+"""Two processes share one balanced pass: Lightning leaves the sampler, and so the rates, as they are."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.callbacks.balanced_fit import numbered
+
+pytestmark = pytest.mark.slow
+
+
+def fitted(case, folder):
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.callbacks.balanced_fit", case, folder],
+        env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1", NCCL_DEBUG=""),
+        timeout=120,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    files = [folder / "rank0.json", folder / "rank1.json"]
+    assert all(path.exists() for path in files), result.stderr[-3000:]
+    return [json.loads(path.read_text()) for path in files]
+
+
+def test_the_order_survives_and_the_processes_share_it(tmp_path):
+    first, second = fitted("sampled", tmp_path)
+    labels = numbered().targets
+    for found in (first, second):
+        assert found["kind"] == "ClassRateSampler"
+        assert found["seen"] == found["expected"]
+    for epoch in range(2):
+        together = sorted(first["seen"][epoch] + second["seen"][epoch])
+        assert together == sorted(first["whole"][epoch])
+        assert sorted(torch.bincount(labels[together]).tolist()) == [16, 17, 17]
+    assert first["seen"][0] != first["seen"][1]
+
+
+def test_a_balancer_exchanges_the_loader_of_both_processes(tmp_path):
+    first, second = fitted("exchanged", tmp_path)
+    for found in (first, second):
+        assert found["kind"] == "ClassRateSampler"
+        assert found["seen"] == found["expected"]
+    for same in ("weights", "frequencies", "absorption"):
+        assert torch.allclose(torch.tensor(first[same]), torch.tensor(second[same]))
+    rates = torch.tensor([30.0, 15, 5]).sqrt()
+    assert first["frequencies"] == pytest.approx((rates / rates.sum()).tolist())
+
+
+def test_what_is_drawn_is_counted_over_both_processes(tmp_path):
+    first, second = fitted("counted", tmp_path)
+    assert first["weights"] == second["weights"]
+    drawn = [position for found in (first, second) for epoch in found["seen"] for position in epoch]
+    counts = torch.bincount(numbered().targets[drawn]).double() + 1
+    for found in (first, second):
+        assert found["frequencies"] == pytest.approx((counts / counts.sum()).tolist())

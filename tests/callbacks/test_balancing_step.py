@@ -1,0 +1,82 @@
+"""The hooks of a step; what they do in a fit is tested with the callback."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics
+from lightning_stiffness.callbacks.balancing_step import BalancedClassifier, Step
+from lightning_stiffness.errors import StiffnessError
+
+LABELS = torch.tensor([0, 0, 0, 1])
+COUNTS = torch.tensor([30.0, 10.0])
+
+
+def head(statistics=None):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    return layer, BalancedClassifier("head", layer, 2, statistics)
+
+
+def test_offsets_are_added_between_begin_and_end_only():
+    layer, balanced = head()
+    x, offsets = torch.randn(4, 3), torch.tensor([-0.1, -2.0])
+    plain = layer(x)
+    balanced.begin(Step(offsets))
+    assert torch.allclose(layer(x), plain + offsets)
+    balanced.end()
+    assert torch.equal(layer(x), plain)
+    balanced.remove()
+    assert not layer._forward_hooks
+
+
+def test_the_type_of_the_logits_stays():
+    layer, balanced = head()
+    layer.bfloat16()
+    balanced.begin(Step(torch.tensor([-0.1, -2.0], dtype=torch.float64)))
+    assert layer(torch.randn(4, 3).bfloat16()).dtype == torch.bfloat16
+
+
+def test_shifts_are_the_same_in_each_call_and_measured_without():
+    x, statistics = torch.randn(4, 3), ClassStatistics(2, 3)
+    layer, balanced = head(statistics)
+    balanced.begin(Step(None, LABELS, COUNTS))
+    plain = layer(x)
+    balanced.end()
+    assert torch.allclose(statistics.probabilities[1], plain[3].softmax(0), atol=1e-6)
+    statistics.probabilities[1] = torch.tensor([0.9, 0.1])
+    before = statistics.features.clone()
+    assert torch.allclose(before[1], x[3])
+    balanced.begin(Step(None, LABELS, COUNTS, torch.rand(4, 2)))
+    first, second = layer(x), layer(x)
+    assert torch.equal(first, second)
+    assert torch.equal(first[:3], plain[:3])
+    # with two classes an even split is all: nothing is absorbed beyond it, nothing is shifted
+    assert torch.equal(first[3], plain[3])
+    assert statistics.seen.tolist() == [6, 2]
+
+
+def test_a_step_without_a_call():
+    _, balanced = head()
+    balanced.begin(Step(None))
+    balanced.end(is_called=False)
+    balanced.begin(Step(None))
+    with pytest.raises(StiffnessError, match="'head' must be called in its training mode"):
+        balanced.end()
+
+
+def test_a_classifier_that_was_called_may_pause():
+    layer, balanced = head()
+    balanced.begin(Step(None))
+    layer(torch.randn(4, 3))
+    balanced.end()
+    balanced.begin(Step(None))
+    balanced.end()
+
+
+def test_another_number_of_outputs():
+    layer = nn.Linear(3, 4)
+    balanced = BalancedClassifier("head", layer, 2, None)
+    balanced.begin(Step(None))
+    with pytest.raises(StiffnessError, match="each of 2 classes, found 4"):
+        layer(torch.randn(4, 3))

@@ -1,0 +1,94 @@
+"""Both levels against plain gradients, computed one sample at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.stiffness import class_matrix, cosine_pairs
+from lightning_stiffness.gram import GramEngine
+from lightning_stiffness.levels import classifier_gram, evenly_split, measure_levels
+
+
+def losses(module, batch):
+    return F.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+
+def made(bias=True):
+    torch.manual_seed(2)
+    module = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4, bias=bias)).double()
+    x = torch.randn(12, 5, dtype=torch.float64)
+    return module, (x, torch.arange(12) % 4)
+
+
+def gradients(module, batch, parameters):
+    rows = []
+    for k in range(len(batch[0])):
+        loss = losses(module, (batch[0][k : k + 1], batch[1][k : k + 1])).sum()
+        rows.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_levels_are_those_of_the_gradients(bias):
+    module, batch = made(bias)
+    levels = measure_levels(GramEngine(module, losses), losses, batch, batch[1], module[2])
+    for found, parameters in (
+        (levels.classifier, list(module[2].parameters())),
+        (levels.features, list(module[0].parameters())),
+    ):
+        rows = gradients(module, batch, parameters)
+        expected = cosine_pairs(rows @ rows.T)
+        assert torch.allclose(found, expected, atol=1e-9, equal_nan=True)
+    assert torch.equal(levels.classifier_matrix, class_matrix(levels.classifier, batch[1], batch[1], 4))
+    assert levels.feature_matrix.shape == (4, 4)
+
+
+def test_the_closed_form_is_the_gram_of_the_gradients():
+    module, batch = made()
+    features = module[:2](batch[0]).detach()
+    rows = gradients(module, batch, list(module[2].parameters()))
+    found = classifier_gram(module(batch[0]).detach().softmax(1), batch[1], features)
+    assert torch.allclose(found, rows @ rows.T, atol=1e-12)
+
+
+def test_chance_is_an_even_split():
+    p = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.9, 0.0]])
+    assert torch.allclose(evenly_split(p, torch.tensor([0, 1])), torch.tensor([[0.2, 0.4, 0.4], [0.05, 0.9, 0.05]]))
+
+
+def test_two_classes_are_always_at_chance():
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    batch = torch.randn(8, 3), torch.arange(8) % 2
+    levels = measure_levels(GramEngine(module, losses), losses, batch, batch[1], module)
+    assert torch.allclose(levels.classifier, levels.chance, equal_nan=True, atol=1e-6)
+    assert levels.features is None
+    assert levels.feature_matrix is None
+
+
+def test_separation_is_nothing_before_and_much_after_training():
+    torch.manual_seed(0)
+    module = nn.Linear(4, 4)
+    batch = 3 * torch.eye(4).repeat(5, 1), torch.arange(20) % 4
+    engine = GramEngine(module, losses)
+    before = measure_levels(engine, losses, batch, batch[1], module).separation
+    with torch.no_grad():
+        module.weight.copy_(2 * torch.eye(4))
+    after = measure_levels(engine, losses, batch, batch[1], module).separation
+    assert abs(before) < 0.35
+    assert after > 0.95
+
+
+def test_a_layer_that_is_not_called_once():
+    module, batch = made()
+    for layer in (nn.Linear(7, 4), nn.Flatten(0)):
+        with pytest.raises(StiffnessError, match="must be called once, with a row for each of 12 samples"):
+            measure_levels(GramEngine(module, losses), losses, batch, batch[1], layer)
+    assert not module[2]._forward_hooks
+
+
+def test_targets_that_are_no_classes():
+    with pytest.raises(StiffnessError, match="must lie in"):
+        classifier_gram(torch.ones(2, 2) / 2, torch.tensor([0, 2]), torch.ones(2, 1))
