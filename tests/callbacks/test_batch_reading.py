@@ -269,6 +269,7 @@ def test_a_stopper_asks_for_a_probe_or_for_a_rule_without_the_spread():
     assert "nothing learned" in decision.reason or "spread" in decision.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_driven", [True, False])
 def test_a_stopper_without_that_guard_stops(is_driven):
     measures = monitor()

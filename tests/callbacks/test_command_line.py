@@ -163,6 +163,7 @@ def assert_restoring(cli: LightningCLI) -> None:
     assert shadow.history[-1].signals.keys() >= {"prediction_changes"}
 
 
+@pytest.mark.slow
 def test_shadows_signals_and_restoring_come_back_from_print_config(tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(RESTORING)

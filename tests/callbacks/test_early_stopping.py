@@ -79,7 +79,9 @@ def test_the_default_rule_stops_a_net_that_memorises_and_says_why(tmp_path, capl
     events = EventAccumulator(board.log_dir)
     events.Reload()
     text = events.Tensors("stiffness/decision/text_summary")[0]
-    assert text.tensor_proto.string_val[0].decode() == stopper.stopping_reason_message
+    card = text.tensor_proto.string_val[0].decode()
+    assert f"Training stops after {run.current_epoch} epochs" in card
+    assert all(line in card for line in lines[1:])
     assert text.step == events.Scalars("stiffness/within")[-1].step
 
 
@@ -112,6 +114,7 @@ class Waits(Memoriser):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.slow
 def test_a_net_at_chance_is_not_stopped_and_is_once_it_memorises():
     stopper = StiffnessEarlyStopping(source=Monitor(probe_size=60), criterion=StiffnessDrop(warmup_factor=0.0))
     run = trainer([stopper], max_epochs=60)

@@ -37,6 +37,7 @@ def test_each_reading_is_drawn(handle, with_monitor):
     assert all(picture.startswith(b"\x89PNG") for picture in handle.shown)
 
 
+@pytest.mark.slow
 def test_not_more_often_than_it_should_and_the_last_one_always(handle):
     drawn = []
     figure = LiveFigure(lambda history: drawn.append(len(history)) or class_matrices(history), seconds=1000)

@@ -164,11 +164,12 @@ def test_a_real_run(boards, tmp_path, monkeypatch):
     from lightning.pytorch.loggers import CSVLogger
 
     made = []
-    monkeypatch.setattr(panels, "boards_of", lambda loggers, name: made.append(Recording(loggers, name)) or made)
+    monkeypatch.setattr(panels, "boards_of", lambda loggers, name: made.append(Recording(loggers, name)) or made[-1:])
     stopper = StiffnessEarlyStopping(criterion=lambda history: _stop_at(history, 3))
     run = trainer([StiffnessMonitor(probe_size=12), stopper], logger=CSVLogger(tmp_path), max_epochs=9)
     run.fit(Classifier(), loader())
-    (board,) = made
+    preparing, board = made
+    assert preparing.told == []
     card = board.of("begin")[0][0]
     assert card.settings["measured on"] == "12 training samples, 3 classes"
     assert card.settings["readings"] == "every epoch"

@@ -98,6 +98,7 @@ def test_beside_a_stopper_it_shares_the_monitor_that_one_of_them_brings():
     assert len(watching.history) == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_tells_the_same(tmp_path, capsys):
     def fit(epochs, resume=None):
         watching = ShadowStopping([StiffnessDrop(), After(3)], source=Monitor(probe_size=60))

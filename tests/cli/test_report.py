@@ -46,6 +46,7 @@ def test_report_of_nothing_is_one_line(capsys, tmp_path):
     assert capsys.readouterr().err.startswith("lightning-stiffness: There is no file or folder")
 
 
+@pytest.mark.slow
 def test_a_page_is_written_and_its_place_is_printed(capsys, run, tmp_path):
     page = tmp_path / "new" / "report.html"
     assert main(["report", str(run), "-o", str(page), "--title", "My <runs>", "--criterion", "stiffness-drop"]) == 0
@@ -56,6 +57,7 @@ def test_a_page_is_written_and_its_place_is_printed(capsys, run, tmp_path):
     assert "ConfirmedDrop" not in text
 
 
+@pytest.mark.slow
 def test_several_runs_in_one_page_with_a_picture_and_shown_at_once(capsys, monkeypatch, run, tmp_path):
     overfitting_history(3).save(run / "version_1" / "stiffness.jsonl")
     shown = []

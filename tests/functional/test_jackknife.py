@@ -174,6 +174,7 @@ def coverage(values: list[list[float]], errors: list[list[float]]) -> list[float
 
 
 # The standard deviation of 400 draws is itself known to 3.5 %.
+@pytest.mark.slow
 def test_errors_are_those_of_many_draws() -> None:
     generator = torch.Generator().manual_seed(0)
     values, errors = [], []
@@ -188,6 +189,7 @@ def test_errors_are_those_of_many_draws() -> None:
     assert coverage(values, errors) == pytest.approx([1, 1, 1, 1], abs=0.15)
 
 
+@pytest.mark.slow
 def test_cross_errors_are_those_of_many_draws() -> None:
     generator = torch.Generator().manual_seed(1)
     values, errors = [], []
@@ -261,6 +263,7 @@ def test_rows_of_batches_equal_samples_really_left_out(batches: list[Labelled]) 
     assert_replicates(found, oracle.replicates(pairs.tolist(), targets.tolist(), 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "most"), [(32, 1.25), (8, 1.5)])
 def test_errors_of_batches_are_safe_and_near_those_of_many_draws(batch: int, most: float) -> None:
     generator = torch.Generator().manual_seed(0)

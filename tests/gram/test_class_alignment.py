@@ -193,6 +193,7 @@ def test_losses_that_compare_samples_are_refused():
         GramEngine(model, contrastive).class_alignment([batch], CLASSES)
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(targets=st.lists(st.integers(0, 2), min_size=2, max_size=9), cut=st.integers(1, 8))
 def test_how_the_data_is_cut_into_batches_does_not_matter(targets, cut):

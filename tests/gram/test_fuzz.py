@@ -122,6 +122,7 @@ def test_random_networks_by_every_route(description):
     compare_routes(description, BUDGETS[description.seed % len(BUDGETS)])
 
 
+@pytest.mark.slow
 @fuzzing(15)
 @given(NETWORKS)
 def test_random_networks_with_the_self_check(description):

@@ -66,6 +66,7 @@ def test_rates_are_rounded_to_a_quarter_of_an_octave():
     assert 2 ** (-1 / 8) <= float((found / (1.7 * loop(module, in_double(batch)))).mean()) <= 2 ** (1 / 8)
 
 
+@pytest.mark.slow
 def test_few_directions_are_right_on_average():
     module, batch = perceptron()
     engine = GramEngine(module, cross_entropy, check_every=0)

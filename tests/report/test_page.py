@@ -143,6 +143,7 @@ def test_rows_of_the_comparison():
     assert all("nan" not in cell for row in rows for cell in row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "limit"), [(10, 5), (100, 8)])
 def test_a_hundred_readings_stay_small(tmp_path, classes, limit):
     run = plain_run(detailed(overfitting_history(99, Toy(num_classes=classes, per_class=2))))
@@ -152,6 +153,7 @@ def test_a_hundred_readings_stay_small(tmp_path, classes, limit):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_the_page_opens_from_disk_without_a_word_in_the_console(driver, single):
     opened(driver, single)
     assert driver.get_log("browser") == []
@@ -170,6 +172,7 @@ def test_the_page_opens_from_disk_without_a_word_in_the_console(driver, single):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_the_slider_moves_by_keyboard_and_by_script(driver, single):
     from selenium.webdriver.common.keys import Keys
 
@@ -192,6 +195,7 @@ def test_the_slider_moves_by_keyboard_and_by_script(driver, single):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_order_sign_and_play(driver, several):
     opened(driver, several)
     view = "stiffnessReport.views['run0-matrix']"
@@ -212,6 +216,7 @@ def test_order_sign_and_play(driver, several):
 
 
 @needs_browser
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chart", "place", "words"),
     [
@@ -232,6 +237,7 @@ def test_a_pointer_shows_numbers(driver, single, chart, place, words):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_dark_colours_by_the_system_and_by_the_button(driver, single):
     opened(driver, single)
     driver.execute_script("localStorage.clear()")
@@ -250,6 +256,7 @@ def test_dark_colours_by_the_system_and_by_the_button(driver, single):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_several_runs_fold_and_print_shows_all(driver, several):
     opened(driver, several)
     assert driver.get_log("browser") == []
@@ -269,6 +276,7 @@ def test_several_runs_fold_and_print_shows_all(driver, several):
 
 
 @needs_browser
+@pytest.mark.slow
 def test_a_narrow_screen_needs_no_scrolling_sideways(driver, several):
     size = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -60,6 +60,7 @@ def test_training_time_is_the_sum_of_the_learning_rates_of_the_steps(accumulated
     assert bool((spy.state["curvature"] <= spy.state["time"] * 2 / 3 + 1e-9).all())  # of three classes
 
 
+@pytest.mark.slow
 def test_memorised_samples_would_be_wrong_without_themselves():
     """Wrong labels are learnt by heart: as it is the net is right about them, leave-one-out says that it is not."""
     measured = StiffnessMonitor(signals=["leave_one_out"])
