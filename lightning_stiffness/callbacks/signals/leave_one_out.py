@@ -28,7 +28,7 @@ class LeaveOneOutSignal:
     See `functional.own_share` and `functional.leave_one_out_scores`.
 
     The Gram matrix is the dear part. It is the mean over three random directions of the logits, of which each reading
-    after the first measures one anew; see `TrackedKernel`.
+    measures one anew; see `TrackedKernel`.
 
     Where training augments its samples, each is followed in two variants: what counts is how much a visit of one helps
     the other. The loss is taken to be a mean over the batch, and all samples to be visited equally often. Weight decay
