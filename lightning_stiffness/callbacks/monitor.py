@@ -336,15 +336,15 @@ class StiffnessMonitor(Callback):
         return True
 
     def _measure(self, trainer: Any, at_start: bool = False, at_epoch_end: bool = False) -> None:
-        step, reader = trainer.global_step, self._reader
+        step, reader, publisher = trainer.global_step, self._reader, self.publisher
         known = self.history[-1].step if self.history else -1
-        if reader is None or step <= max(known, self._attempted_step) or (trainer.fast_dev_run and self.history):
+        is_over = step <= max(known, self._attempted_step) or (trainer.fast_dev_run and self.history)
+        if reader is None or publisher is None or is_over:
             return
         self._attempted_step = step
         epoch = epochs_completed(trainer, at_epoch_end)
-        outcome = agreed(trainer, attempted(lambda: reader.read(step, epoch)))
+        outcome = agreed(trainer, attempted(lambda: publisher.completed(reader.read(step, epoch))))
         if isinstance(outcome, Exception):
             self._failures.report(outcome, step, at_start and isinstance(outcome, StiffnessError))
         elif outcome is not None:
-            assert self.publisher is not None
-            self.publisher.publish(outcome, at_epoch_end)
+            publisher.publish(outcome, at_epoch_end)

@@ -69,11 +69,16 @@ class Publisher:
         self._try(lambda path: save_probe(path, card.settings, thumbnails(batch, len(probe.ids))))
         self._panels.begin(card)
 
+    def completed(self, reading: Reading | None) -> Reading | None:
+        """The reading with what this process knows of the run by now; that of the first process counts for all."""
+        if reading is None:
+            return None
+        return replace(reading, logged=self._logged(), elapsed=time.perf_counter() - self._began)
+
     def publish(self, reading: Reading, at_epoch_end: bool = False) -> None:
-        """Adds a reading to the history, with what the run itself has logged by now, and shows it."""
+        """Adds a reading to the history, the same one on all processes, and shows it."""
         trainer, name = self._trainer, self._audience.name
-        elapsed = time.perf_counter() - self._began
-        self._history.append(replace(reading, logged=self._logged(), elapsed=elapsed))
+        self._history.append(reading)
         step = logged_step(trainer, at_epoch_end)
         values = {f"{name}/{key}": value for key, value in reading.metrics().items()}
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in values.items()})

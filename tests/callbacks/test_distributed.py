@@ -36,7 +36,7 @@ def test_both_processes_read_and_decide_the_same_and_write_once(tmp_path):
     assert first["decision"]["stop"]
     assert first["decision"]["epoch"] == first["epochs"]
     files = sorted(path.name for path in tmp_path.rglob("*stiffness*"))
-    assert files == ["stiffness.jsonl", "stiffness_decision.json"]
+    assert files == ["stiffness.jsonl", "stiffness_decision.json", "stiffness_probe.json"]
     history = History.load(next(tmp_path.rglob("stiffness.jsonl")))
     assert [reading.step for reading in history] == [reading[0] for reading in first["readings"]]
 
@@ -74,7 +74,7 @@ def test_both_processes_end_with_the_weights_that_the_first_holds_for_the_best(t
     assert 6 <= first["epochs"] < 30
     assert first["weights"] == first["then"] != first["last"]
     files = sorted(path.name for path in tmp_path.rglob("*stiffness_*"))
-    assert files == ["stiffness_decision.json", "stiffness_shadow.json"]
+    assert files == ["stiffness_decision.json", "stiffness_probe.json", "stiffness_shadow.json"]
     written = json.loads(next(tmp_path.rglob("stiffness_decision.json")).read_text())
     assert written["restored_step"] == first["step"] < written["step"]
     assert json.loads(next(tmp_path.rglob("stiffness_shadow.json")).read_text()).items() >= first["shadow"].items()
