@@ -93,7 +93,7 @@ class Panels:
         self._show(lambda board: board.end(history))
 
     def _draw(self, history: History, step: int) -> None:
-        if not self._boards:
+        if not any(board.shows_pictures for board in self._boards):
             return
         start = time.perf_counter()
         for tag, draw in DASHBOARD.items():

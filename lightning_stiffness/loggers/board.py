@@ -35,6 +35,8 @@ class Board:
         name: First part of all names that are logged.
     """
 
+    shows_pictures = False
+
     def __init__(self, logger: Any, name: str) -> None:
         """Nothing is written yet."""
         self.logger, self.name = logger, name

@@ -18,6 +18,8 @@ TAGS: Final = {"epoch": "stopped_epoch", "reason": "stop_reason", "criterion": "
 class MLFlowBoard(Board):
     """Shows a run in MLflow. Settings are an artifact, since parameters could not change when a run is resumed."""
 
+    shows_pictures = True
+
     @override
     def begin(self, run: RunCard) -> None:
         probe = {"mode": run.probe.mode, "classes": run.probe.num_classes, "samples": len(run.probe.strata)}

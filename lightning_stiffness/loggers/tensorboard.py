@@ -30,6 +30,8 @@ class TensorBoardBoard(Board):
     the charts of a group by name and shows twelve at once, so these would push the main ones off the first page.
     """
 
+    shows_pictures = True
+
     def __init__(self, logger: Any, name: str) -> None:
         """Nothing is written yet."""
         super().__init__(logger, name)

@@ -41,6 +41,8 @@ class WandbBoard(Board):
     under a step of W&B, and so beside the user's own metrics.
     """
 
+    shows_pictures = True
+
     def __init__(self, logger: Any, name: str) -> None:
         """Nothing is written yet."""
         super().__init__(logger, name)

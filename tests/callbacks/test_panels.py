@@ -20,6 +20,8 @@ pytestmark = QUIET
 class Recording(Board):
     """Keeps what it is told, and draws random numbers as some loggers do."""
 
+    shows_pictures = True
+
     def __init__(self, logger, name):
         super().__init__(logger, name)
         self.told = []
