@@ -68,6 +68,8 @@ class Failing(Own):
 
 
 class FailingBoard(Board):
+    shows_pictures = True
+
     def begin(self, run):
         torch.rand(3)
 
