@@ -53,6 +53,7 @@ class History(Sequence[Reading]):
     def __init__(self, probe: ProbeSummary, readings: Iterable[Reading] = ()) -> None:
         self.probe = probe
         self._readings: list[Reading] = []
+        self._changes: dict[tuple[int, int], Change] = {}
         for reading in readings:
             self.append(reading)
 
@@ -122,7 +123,12 @@ class History(Sequence[Reading]):
             >>> f"{change.value:.2f} +- {change.se:.2f}"
             '-0.20 +- 0.10'
         """
-        first, last = self[start].cosine, self[stop].cosine
+        pair = range(len(self))[start], range(len(self))[stop]
+        if pair not in self._changes:  # rules ask for the same ones again at each reading
+            self._changes[pair] = self._within_change(*(self[index].cosine for index in pair))
+        return self._changes[pair]
+
+    def _within_change(self, first: Stiffness, last: Stiffness) -> Change:
         if not self.probe.strata:
             return Change(last.within - first.within, math.hypot(first.within_se, last.within_se))
         change = last.within_replicates.double() - first.within_replicates.double()

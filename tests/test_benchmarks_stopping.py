@@ -606,6 +606,7 @@ def test_what_cannot_be_asked_for(arguments, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was(trained, tmp_path, monkeypatch, capsys):
     script, grid = module("early_stopping"), module("stopping_grid")
     cells = [grid.Cell(setting(**TINY)), grid.Cell(setting(**TINY, seed=1))]
@@ -630,6 +631,7 @@ def test_a_run_goes_on_where_it_was(trained, tmp_path, monkeypatch, capsys):
     assert asked == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_still_judges_what_there_is(trained, tmp_path, monkeypatch, capsys):
     script = module("early_stopping")
     monkeypatch.setattr(script, "read_table", lambda: [module("stopping_grid").Cell(setting(**TINY))])

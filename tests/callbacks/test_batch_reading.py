@@ -195,6 +195,7 @@ def test_batch_norm_is_named_as_an_approximation(caplog):
 # Resuming, several processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5, 6, 8, 12])
 def test_a_resumed_run_goes_on_with_the_batches_that_were_read(step, tmp_path):
     def run(name, resume=None):

@@ -170,6 +170,7 @@ def test_a_criterion_without_truth_value_is_used_all_the_same():
     assert StiffnessEarlyStopping(criterion=says).criterion is says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stops", "ends"), [((3,), 8), ((3, 6), 5), ((3, 7), 6), ((3, 4, 5, 6, 7), 5), ((6,), 5)])
 def test_a_verdict_before_min_epochs_does_not_linger(stops, ends):
     stopper = StiffnessEarlyStopping(criterion=Says(stops=stops), source=small())
@@ -200,6 +201,7 @@ def test_min_steps_are_waited_for(min_steps, ends):
         ({"grace_epochs": 4, "grace_steps": 6}, (3, 4, 5), 4),
     ],
 )
+@pytest.mark.slow
 def test_a_verdict_within_the_grace_does_not_act_nor_linger(grace, stops, ends):
     stopper = StiffnessEarlyStopping(criterion=Says(stops=stops), source=small(), **grace)
     run = trainer([stopper], max_epochs=6)

@@ -28,6 +28,7 @@ def handle(monkeypatch):
     return place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_monitor", [True, False])
 def test_each_reading_is_drawn(handle, with_monitor):
     figure, drawn = LiveFigure(lambda history: drawn.append(len(history)) or class_matrices(history), seconds=0), []

@@ -36,6 +36,7 @@ def test_a_monitor_goes_on_from_the_checkpoint_of_any_epoch(epoch, tmp_path):
     assert_same(resumed.history, whole.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [0, 2])
 @pytest.mark.parametrize(
     ("save", "options"),
@@ -49,6 +50,7 @@ def test_it_does_from_checkpoints_saved_after_validation(epoch, save, options, t
     assert_same(resumed.history, whole.history)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 4, 6, 7, 11, 12])
 def test_it_does_from_checkpoints_saved_after_a_batch(step, tmp_path):
     whole, resumed = monitor(every_n_steps=4), monitor(every_n_steps=4)
@@ -161,6 +163,7 @@ def change_state(path: Path, change) -> None:
     torch.save(checkpoint, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"probe_size": 18}, {"probe": loader(15, shuffle=False)}])
 def test_another_probe_begins_a_new_history(changed, tmp_path):
     fit([monitor()], tmp_path, 2)

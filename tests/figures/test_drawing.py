@@ -38,7 +38,13 @@ def test_every_figure_function_is_tested_here():
     assert public == set(DRAWN) | set(OF_PAIRS)
 
 
-@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+ALL_HISTORIES = [
+    pytest.param(history, id=name, marks=[] if name in ("ten classes", "nothing defined") else pytest.mark.slow)
+    for name, history in HISTORIES.items()
+]
+
+
+@pytest.mark.parametrize("history", ALL_HISTORIES)
 @pytest.mark.parametrize("name", DRAWN)
 def test_every_figure_draws_every_history_and_leaves_no_settings(name, history):
     before = dict(matplotlib.rcParams)
@@ -65,6 +71,7 @@ def test_names_of_lines_stay_beside_the_axes():
     assert min(second - first for first, second in pairwise(sorted(places))) == pytest.approx(0.075)
 
 
+@pytest.mark.slow
 def test_pyplot_is_never_imported():
     code = "import sys, lightning_stiffness.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

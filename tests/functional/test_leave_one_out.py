@@ -73,6 +73,7 @@ def test_samples_that_are_known_for_certain_do_not_break_it():
     assert bool(share.isfinite().all())
 
 
+@pytest.mark.slow
 def test_exposure_adds_up_what_the_updates_did():
     """dz/dt = z has p known at all times: the trapezoid rule with many steps against the sum over many more."""
     targets = torch.tensor([0, 1])

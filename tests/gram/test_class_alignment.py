@@ -104,6 +104,7 @@ def test_labels_that_are_tried(name):
         assert torch.allclose(found.losses[:, label].double(), tried.double(), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relabel", [None, relabelled])
 def test_sums_beyond_the_budget_take_passes_of_their_own(relabel):
     model, batch = batch_of("mlp")

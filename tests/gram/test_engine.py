@@ -61,6 +61,7 @@ def test_gram_equals_a_loop_of_backwards(name):
     assert not gram.losses.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_double_precision_model_is_exact_parameter_by_parameter(name):
     specimen = build(name)
@@ -105,6 +106,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections")  # by torch, where the model is evaluated as it is
 @pytest.mark.parametrize(("name", "budget"), SMALL)
 def test_a_small_budget_changes_nothing_but_the_route(name, budget):
@@ -116,6 +118,7 @@ def test_a_small_budget_changes_nothing_but_the_route(name, budget):
     assert torch.allclose(gram.losses.float(), losses.detach(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "budget"), [*WHOLE, *SMALL])
 def test_class_cosine_equals_the_loop(name, budget):
     specimen = build(name)
@@ -148,6 +151,7 @@ ELSEWHERE = {
 }
 
 
+@pytest.mark.slow
 def test_every_rule_has_a_specimen(monkeypatch):
     used = set()
     for name, rule in list(RULES.items()):
@@ -165,6 +169,7 @@ def test_every_rule_has_a_specimen(monkeypatch):
     assert RULES.keys() - used == ELSEWHERE.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EACH)
 def test_one_sample(name):
     specimen = build(name)

@@ -116,6 +116,7 @@ NETWORKS = descriptions()
 BUDGETS = (200, 3_000, 40_000)
 
 
+@pytest.mark.slow
 @fuzzing(25)
 @given(NETWORKS)
 def test_random_networks_by_every_route(description):

@@ -42,6 +42,7 @@ def first_stop_of_a_loop(scores, excess, patience, weight_of_new, guard, skipped
     return None, best_epoch
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(shares, shares, st.floats(0.0, 0.5)), min_size=3, max_size=30))
 @settings(max_examples=80, deadline=None)
 def test_it_agrees_with_a_plain_loop(rows):
