@@ -211,6 +211,7 @@ def trained(tmp_path_factory):
         return store
 
 
+@pytest.mark.slow
 def test_a_training_leaves_a_history_with_all_that_rules_look_at(trained):
     for part in ("full", "held"):
         assert trained.find(setting(**TINY), part).error == ""

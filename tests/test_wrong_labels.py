@@ -94,6 +94,7 @@ def test_nothing_is_left_behind(scored):
     assert all(parameter.grad is None or parameter.requires_grad for parameter in module.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shuffled loader", "data module", "small batches", "one class more"])
 def test_where_the_data_come_from_does_not_matter(scored, kind):
     module, data, _, scores = scored
@@ -189,6 +190,7 @@ def test_cleanlab_reads_it(scored, tmp_path):
     assert learning.get_label_issues()["is_label_issue"].sum() == int(scores.is_issue.sum())
 
 
+@pytest.mark.slow
 def test_the_average_of_readings(scored):
     module, data, _, scores = scored
     other = score_labels(trained(data, 20), data, progress=False)

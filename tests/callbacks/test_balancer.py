@@ -466,6 +466,7 @@ class WithData(Classifier):
         return data()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:LightningCLI's args parameter is intended")
 def test_the_command_line_builds_it(tmp_path, capsys):

@@ -64,6 +64,7 @@ class Looped(Callback):
             self.pools.append(BatchPool.of(gram, batch[1], loss, CLASSES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 4])
 @pytest.mark.parametrize("settings", [{}, {"accumulate_grad_batches": 3}])
 def test_a_reading_is_of_all_pairs_within_the_batches_of_the_epoch(every, settings):
@@ -80,6 +81,7 @@ def test_a_reading_is_of_all_pairs_within_the_batches_of_the_epoch(every, settin
         assert reading.seconds > 0
 
 
+@pytest.mark.slow
 def test_the_schedule_is_that_of_a_probe_but_for_the_start():
     assert points(fit(every_n_steps=4).history) == pytest.approx(
         [pytest.approx(point) for point in [(4, 4 / 6), (6, 1.0), (8, 8 / 6), (12, 2.0)]]
@@ -94,6 +96,7 @@ def test_a_step_without_a_batch_that_was_read_has_no_reading():
     ]
 
 
+@pytest.mark.slow
 def test_what_is_known_of_the_samples():
     probe = fit(class_names=["a", "b", "c"]).history.probe
     assert (probe.mode, probe.num_classes, probe.strata, probe.class_names) == ("batch", 3, (), ("a", "b", "c"))
@@ -111,12 +114,14 @@ def test_the_loss_is_the_one_of_the_training_step():
     assert loss_factor(run) == 3 / 8
 
 
+@pytest.mark.slow
 def test_reduced_precision():
     history = fit(settings={"precision": "bf16-mixed"}).history
     expected = fit().history
     torch.testing.assert_close(history.series("within"), expected.series("within"), rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_closures_that_run_several_times_are_read_once():
     class Line(Classifier):
         def configure_optimizers(self):
@@ -139,6 +144,7 @@ def test_training_is_unchanged(options, tmp_path):
     assert_neutral([monitor(num_classes=3, **options)], tmp_path)
 
 
+@pytest.mark.slow
 @unchecked_types()
 def test_training_is_unchanged_where_a_rule_fails(monkeypatch, tmp_path):
     def broken(*_):
@@ -162,6 +168,7 @@ class Counted(Classifier):
 sizes = []
 
 
+@pytest.mark.slow
 def test_no_sample_goes_forward_twice_after_the_rehearsal():
     sizes.clear()
     fit(Counted())
@@ -181,6 +188,7 @@ def test_no_hook_is_left_when_a_step_fails():
     assert measures._reader is None or measures._reader._read is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_batch_norm_is_named_as_an_approximation(caplog):
     with caplog.at_level("INFO"):
@@ -244,6 +252,7 @@ def test_two_processes_pool_their_batches(tmp_path):
 # What comes after
 
 
+@pytest.mark.slow
 def test_files_loggers_and_figures(tmp_path):
     measures = fit(settings={"logger": CSVLogger(tmp_path, "logs")})
     loaded = History.load(next(tmp_path.rglob("stiffness.jsonl")))
@@ -262,6 +271,7 @@ def test_changes_have_unpaired_errors():
     assert change.se == pytest.approx((first.within_se**2 + last.within_se**2) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_stopper_asks_for_a_probe_or_for_a_rule_without_the_spread():
     with pytest.raises(StiffnessError, match=r"spread=0"):
         trainer([monitor(), StiffnessEarlyStopping()]).fit(Classifier(), loader())
@@ -317,6 +327,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_work_is_said_before_the_first_step(case):
     kind, options, message = REFUSED[case]
@@ -346,6 +357,7 @@ def test_arguments(options):
         StiffnessMonitor(every_n_batches=0)
 
 
+@pytest.mark.slow
 def test_a_penalty_is_passed_over_where_the_losses_are_given_without_it():
     looped = Looped()
     history = fit(Penalised(), callbacks=[looped], loss=cross_entropies).history
@@ -379,6 +391,7 @@ def test_checkpointed_activations_are_not_touched():
         fit(Checkpointed(), strict=True)
 
 
+@pytest.mark.slow
 def test_a_step_with_another_graph_is_left_out_and_said_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -387,6 +400,7 @@ def test_a_step_with_another_graph_is_left_out_and_said_once():
     assert len(history) == 2
 
 
+@pytest.mark.slow
 def test_layers_that_are_unfrozen_are_read_from_then_on():
     class Frozen(Classifier):
         def on_train_epoch_start(self):
@@ -410,6 +424,7 @@ def test_a_last_batch_of_one_sample_is_passed_over():
     assert len(fit(data=data).history) == 2
 
 
+@pytest.mark.slow
 def test_targets_and_batches_of_other_makes():
     class Named(Classifier):
         def training_step(self, batch, batch_idx):

@@ -132,6 +132,7 @@ def assert_as_configured(cli: LightningCLI) -> None:
     assert cli.trainer.early_stopping_callbacks == [stopper]
 
 
+@pytest.mark.slow
 def test_a_file_of_both_callbacks_comes_back_from_print_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
@@ -188,6 +189,7 @@ def test_callbacks_from_the_shell():
     assert stopper.criterion.drop.patience == 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mistake",
     [

@@ -180,6 +180,7 @@ def test_a_verdict_before_min_epochs_does_not_linger(stops, ends):
     assert (stopper.stopping_reason_message is None) == (ends == 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("min_steps", "ends"), [(12, 2), (13, 3), (30, 6)])
 def test_min_steps_are_waited_for(min_steps, ends):
     stopper = StiffnessEarlyStopping(criterion=Says(stops=(3, 4)), source=small())
@@ -210,6 +211,7 @@ def test_a_verdict_within_the_grace_does_not_act_nor_linger(grace, stops, ends):
     assert (stopper.stopping_reason_message is None) == (ends == 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grace", "step"), [({"grace_epochs": 0.5}, 4), ({"grace_steps": 3}, 4), ({}, 3)])
 def test_the_grace_is_exact_within_an_epoch(grace, step):
     says, monitor = Says(stops=(2, 3, 4, 5)), Monitor(probe_size=15, every_n_steps=2)

@@ -176,6 +176,7 @@ def test_the_history_lies_beside_the_checkpoints_and_can_be_read_during_training
     assert_same(History.load(path), monitor.history)
 
 
+@pytest.mark.slow
 def test_a_folder_can_be_chosen(tmp_path):
     monitor = StiffnessMonitor(probe_size=15, save_dir=str(tmp_path / "new" / "folder"), name="mine")
     trainer([monitor], max_epochs=1).fit(Classifier(), loader())

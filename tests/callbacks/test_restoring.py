@@ -183,6 +183,7 @@ def test_so_does_one_that_max_epochs_end():
     assert found.stopper.restored_step == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("criterion", "restore"), [(Holds(3, stop=5), "stop"), (Holds(None, stop=5), "best")])
 def test_without_a_wish_or_a_best_the_last_weights_stay(criterion, restore):
     found = fitted(criterion, restore=restore)
@@ -196,6 +197,7 @@ def test_the_weights_before_training_can_be_the_best():
     assert_equal(found.weights, Classifier().state_dict())
 
 
+@pytest.mark.slow
 def test_each_part_of_a_combination_gets_its_own_weights():
     parts = Holds(2, stop=5), Holds(4, stop=4)
     assert_equal((first := fitted(Any(*parts))).weights, first.at[2])  # the second part says stop
@@ -241,6 +243,7 @@ def rich():
     return Rich()
 
 
+@pytest.mark.slow
 def test_a_module_with_buffers_and_an_optimizer_that_goes_on():
     found = fitted(Holds(3, stop=5), module=rich())
     assert_equal(found.weights, found.at[1])
@@ -248,6 +251,7 @@ def test_a_module_with_buffers_and_an_optimizer_that_goes_on():
     assert {id(p) for group in found.run.optimizers[0].param_groups for p in group["params"]} <= parameters
 
 
+@pytest.mark.slow
 def test_copying_changes_nothing():
     every, none = fitted(Holds(99), module=rich()), fitted(Holds(99), module=rich(), restore="stop")
     assert every.stopper.restored_step is None  # those of its last step
@@ -308,6 +312,7 @@ def test_a_run_resumed_at_any_epoch_ends_at_the_same_one_with_the_same_weights(l
         assert_equal(resumed.weights, whole.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")
 def test_copies_that_a_checkpoint_lacks_are_missed_aloud(tmp_path):
     first = resumable(tmp_path, restore="stop", epochs=6)

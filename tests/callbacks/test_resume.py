@@ -88,6 +88,7 @@ def test_a_stopper_stops_where_it_would_have(is_alone, tmp_path):
         assert resumed[-1].stopping_reason_message == whole[-1].stopping_reason_message
 
 
+@pytest.mark.slow
 def test_arguments_are_those_given_now(tmp_path):
     first = StiffnessEarlyStopping(patience=2, criterion=None, source=monitor())
     fit([first], tmp_path, 2)
@@ -110,6 +111,7 @@ def test_a_verdict_of_before_does_not_bind(tmp_path):
     assert len(second.history) == 5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_plain_things_only_and_no_arguments(tmp_path):
     fit([StiffnessEarlyStopping(source=monitor()), monitor(name="other")], tmp_path, 1)
     checkpoint = torch.load(tmp_path / "checkpoints/epoch=0.ckpt", weights_only=True)
@@ -173,6 +175,7 @@ def test_another_probe_begins_a_new_history(changed, tmp_path):
     assert points(resumed.history) == [(12, 2.0), (18, 3.0)]
 
 
+@pytest.mark.slow
 def test_probes_without_positions_are_told_apart_by_their_content(tmp_path):
     x, y = loader(15).dataset.tensors
     fit([StiffnessMonitor(probe=(x, y))], tmp_path, 1)

@@ -177,6 +177,7 @@ def test_none(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Own, Smallest])
 def test_a_logger_of_the_users_own(kind, tmp_path):
     logger = kind()
@@ -185,6 +186,7 @@ def test_a_logger_of_the_users_own(kind, tmp_path):
     assert {f"stiffness/{key}" for key in KEYS} <= set(logger.values)
 
 
+@pytest.mark.slow
 def test_a_logger_that_fails_is_told_of_once_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setitem(loggers.BOARDS, "Failing", FailingBoard)
     failing, board = Failing(), TensorBoardLogger(tmp_path)

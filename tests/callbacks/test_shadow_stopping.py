@@ -80,6 +80,7 @@ def test_a_signal_is_there_to_be_judged():
     assert 0 <= watching.verdicts.best["prediction_changes"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_it_shares_the_readings_of_a_monitor_by_its_name(first):
     monitors = [Monitor(probe_size=15), Monitor(probe_size=18, name="other")]

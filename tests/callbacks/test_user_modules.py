@@ -106,6 +106,7 @@ class TakesThree(Classifier):
         return (F.cross_entropy(self(x), y, reduction="none") * weight).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size` from an ambiguous collection")
 def test_batches_of_other_structure():
     x, y = blobs()
@@ -138,6 +139,7 @@ class LongStream(Stream):
         return 60
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
 @pytest.mark.parametrize(("kind", "epochs"), [(Stream, [0, 0, 1, 1, 2]), (LongStream, [0, 4 / 6, 1, 8 / 6, 2])])
 def test_streams(kind, epochs):
@@ -158,6 +160,7 @@ def test_data_modules():
     readings(Classifier(), Data())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The fast route disagreed")  # as it may, within the rounding of bf16
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("64-true", 1e-6), ("bf16-mixed", 0.05), ("bf16-true", 0.1), ("32-true", 1e-6)]

@@ -55,6 +55,7 @@ def test_a_single_reading_is_visible():
     assert sum(line.get_marker() == "o" for line in summary["Stiffness"].lines) == 2
 
 
+@pytest.mark.slow
 def test_the_summary_tells_the_whole_story():
     full = HISTORIES["ten classes"]
     figure = rendered(figures.training_summary(CURVES, full[:5], full, 4.0))
@@ -78,6 +79,7 @@ def test_the_summary_tells_the_whole_story():
     assert [list(line.get_xdata()) for line in within] == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_run_that_was_not_stopped():
     figure = rendered(figures.training_summary(CURVES, HISTORIES["ten classes"]))
     assert figure.get_suptitle() == "Not stopped in 8 epochs: test accuracy 50.0 % at the end, 90.0 % at best"
@@ -87,6 +89,7 @@ def test_the_summary_of_a_run_that_was_not_stopped():
     assert len([line for line in panels["Stiffness"].lines if line.get_label() == "within"]) == 1
 
 
+@pytest.mark.slow
 def test_no_text_of_the_summary_overlaps():
     full = HISTORIES["ten classes"]
     figure = rendered(figures.training_summary(CURVES, full[:5], full, 4.0))

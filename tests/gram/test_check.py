@@ -48,6 +48,7 @@ def lose_cross_terms(plan):
     plan.joint.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fault"),
     [

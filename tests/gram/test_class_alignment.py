@@ -91,6 +91,7 @@ def test_it_is_that_of_the_matrix_of_pairs():
     assert_close(found.matrix, class_alignment(pairs, GIVEN, GIVEN, CLASSES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_labels_that_are_tried(name):
     model, batch = batch_of(name)
@@ -157,6 +158,7 @@ def test_a_class_of_one_sample_is_nan_for_that_sample_alone():
     assert matrix[:, 4].isnan().all()
 
 
+@pytest.mark.slow
 def test_a_shuffled_loader_serves_as_long_as_the_sums_fit():
     data = TensorDataset(torch.randn(20, 3), torch.arange(20) % 4)
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4))

@@ -16,6 +16,7 @@ def measurement_of(name, budget=1 << 30):
     return engine._measurement(specimen.batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if not build(name).fallback][::4])
 def test_both_routes_agree(name):
     measurement = measurement_of(name)

@@ -262,6 +262,7 @@ def test_a_fault_of_the_engine_is_seen_and_the_gram_is_right(name, budget, monke
         assert_right(engine.gram(batch_of(model)), model, batch_of(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(FAULTS) - {"a rule has the wrong sign for one sample of many"}))
 def test_a_fault_of_the_engine_is_seen_and_the_class_cosine_is_right(name, monkeypatch):
     fault = FAULTS[name]
@@ -318,6 +319,7 @@ class TestWhenItIsChecked:
         engine = GramEngine(seeded(Normed), cross_entropy, check_every=2)
         assert self.counts(checks, lambda: engine.class_cosine(batch(), batch()[1], CLASSES), 4) == [1, 1, 0, 1]
 
+    @pytest.mark.slow
     def test_by_default_now_and_then(self, checks):
         engine = GramEngine(seeded(Normed), cross_entropy)
         assert sum(self.counts(checks, lambda: engine.gram(batch()), 60)) == 4
@@ -332,6 +334,7 @@ class TestWhenItIsChecked:
             engine.gram(batch(length=length))
         assert len(checks) == 2
 
+    @pytest.mark.slow
     def test_on_other_samples_each_time_but_the_same_in_each_run(self, checks):
         runs = []
         for _ in range(2):
@@ -471,6 +474,7 @@ class TestBetweenCalls:
         for length in (7, 4, 5, 10):  # with 10 columns and a length of 10, rows could be read as if there were five
             assert_right(engine.gram(batch(length=length)), model, batch(length=length))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("budget", [1 << 30, 6_000], ids=["at once", "in chunks"])
     def test_a_sequence_length_that_the_input_does_not_show(self, budget):
         class Trimmed(TimeFirst):
@@ -616,6 +620,7 @@ class TestRouting:
         def forward(self, x):
             return self.out(torch.tanh(self.ways[int(x[0, 0] > 0)](x)))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("budget", [1 << 30, 4_000], ids=["at once", "in chunks"])
     def test_experts(self, budget):
         model = seeded(self.Experts)

@@ -189,6 +189,7 @@ def test_gradients_are_the_same_bit_by_bit(name):
     assert all(torch.equal(parameter.grad, one) for parameter, one in zip(model.parameters(), expected, strict=True))
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_alive_and_no_hook_stays():
     model, batch = made("perceptron")
     hidden = torch.tanh(model[0](batch[0]))

@@ -37,6 +37,7 @@ def expected_parts(specimen, group_of):
     return parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("by", ["layer", "parameter"])
@@ -72,6 +73,7 @@ def test_an_unknown_grouping_is_named(by):
         engine.gram(specimen.batch, by=by)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_within_computes_the_pairs_of_equal_class_and_no_other(name, budget):

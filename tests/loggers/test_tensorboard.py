@@ -152,6 +152,7 @@ def test_a_prefix_of_the_logger_is_part_of_the_charts(tmp_path):
     assert charts["within each class"] == ("Multiline", ["p\\-stiffness_class/"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [3, 100])
 def test_pictures_are_small_and_true(classes, tmp_path):
     history = detailed_history(1, Toy(classes, 2, class_names=NAMES[:classes]))
@@ -241,6 +242,7 @@ def test_training_and_the_users_metrics_are_the_same_with_panels(tmp_path):
     assert not any(tag.startswith(("stiffness_", "custom")) for tag in (*other_tags["scalars"], *other_tags["tensors"]))
 
 
+@pytest.mark.slow
 def test_cross_mode_shows_both_kinds_of_pairs(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="", version="run")
     monitor = StiffnessMonitor(probe_size=15, mode="cross")

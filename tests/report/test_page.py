@@ -110,6 +110,7 @@ def test_the_page_is_whole_and_names_nothing_outside(single):
     assert keys == {match.removesuffix('"') for match in re.findall(r'class="chart" id="([^"]+)', text)}
 
 
+@pytest.mark.slow
 def test_names_cannot_leave_their_place(several):
     text = several.read_text()
     assert "<script>alert" not in text
@@ -127,6 +128,7 @@ def test_a_title_of_ones_own():
     assert "<h1>Weight &lt;decay&gt;</h1>" in page([complete_run(2)], "Weight <decay>")
 
 
+@pytest.mark.slow
 def test_each_run_is_tracked():
     seen = []
     page([complete_run(2), batch_run()], track=lambda runs: (seen.append(run.path) or run for run in runs))

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.stopping import LeaveOneOut, signal_path
@@ -44,7 +44,6 @@ def first_stop_of_a_loop(scores, excess, patience, weight_of_new, guard, skipped
 
 @pytest.mark.slow
 @given(st.lists(st.tuples(shares, shares, st.floats(0.0, 0.5)), min_size=3, max_size=30))
-@settings(max_examples=80, deadline=None)
 def test_it_agrees_with_a_plain_loop(rows):
     errors, doubts, excess = (list(column) for column in zip(*rows, strict=True))
     both = [error + doubt for error, doubt in zip(errors, doubts, strict=True)]

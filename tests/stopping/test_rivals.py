@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.stopping import (
@@ -21,7 +21,6 @@ def history_of(name, values, checks_per_epoch=1.0, start=math.nan):
 
 
 @given(numbers)
-@settings(max_examples=50, deadline=None)
 def test_disparity_stops_at_the_fifth_increase_whatever_comes_between(values):
     increases = [epoch for epoch in range(2, len(values) + 1) if values[epoch - 1] > values[epoch - 2]]
     found = stops(GradientDisparity(), history_of("gradient_disparity", values))
@@ -60,7 +59,6 @@ def test_evidence_stops_above_nothing():
 
 
 @given(numbers, st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
 def test_label_wave_restores_the_first_local_minimum_of_the_moving_average(values, window):
     means = [sum(values[end - window : end]) / window for end in range(window, len(values) + 1)]
     rise = next((i for i in range(1, len(means)) if means[i] > means[i - 1] + 1e-12), None)

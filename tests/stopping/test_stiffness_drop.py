@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.errors import StiffnessError
@@ -172,7 +172,6 @@ def test_a_usual_run_is_stopped_after_its_peak_and_well_before_its_end():
 
 
 @given(st.lists(st.floats(-1, 1) | st.just(math.nan), max_size=25), st.floats(0.05, 0.9), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
 def test_the_decision_agrees_with_a_plain_walk(within, smoothing, warmup):
     """The rule once more, as one loop over readings an epoch apart."""
     rule = StiffnessDrop(smoothing=smoothing, warmup=warmup, warmup_factor=0.0, patience=2.0)

@@ -2,7 +2,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.history import History
@@ -82,7 +82,6 @@ def test_it_needs_readings_between_training_and_validation():
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 1.0), st.floats(-0.2, 0.5)), min_size=2, max_size=20), st.floats(0.0, 0.9))
-@settings(max_examples=60, deadline=None)
 def test_it_agrees_with_a_plain_loop(rows, smoothing):
     train, gaps = (list(column) for column in zip(*rows, strict=True))
     history = history_of(train, gaps)

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.history import History
@@ -48,7 +48,6 @@ def test_what_is_missing_is_named_and_what_is_there_once_is_not():
 
 
 @given(gaps, st.floats(0.0, 0.95), st.randoms())
-@settings(max_examples=60, deadline=None)
 def test_the_average_is_the_weighted_mean_of_the_values(steps, smoothing, random):
     """Each value's weight: its own share, times what later ones keep of it."""
     epochs = [sum(steps[: index + 1]) for index in range(len(steps))]
@@ -108,7 +107,6 @@ def test_waiting_begins_after_the_best():
 
 
 @given(gaps, st.integers(0, 11))
-@settings(max_examples=40, deadline=None)
 def test_what_lasted_is_what_the_last_ones_stand_for(steps, count):
     count = min(count, len(steps) - 1)
     points = points_at(*[sum(steps[: index + 1]) for index in range(len(steps))])

@@ -2,7 +2,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_stiffness.history import History
@@ -44,7 +44,6 @@ def test_the_score_waits_for_memorisation():
 
 
 @given(st.lists(st.tuples(positive, st.floats(0, 1), positive), min_size=2, max_size=25))
-@settings(max_examples=60, deadline=None)
 def test_the_score_agrees_with_a_plain_loop(rows):
     val_losses, accuracies, losses = (list(column) for column in zip(*rows, strict=True))
     total = weight = largest = 0.0
@@ -86,7 +85,6 @@ def test_names_are_those_of_the_run():
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(1, 4), st.sampled_from(["min", "max"]))
-@settings(max_examples=60, deadline=None)
 def test_patience_is_that_of_lightning_with_one_reading_an_epoch(values, patience, mode):
     """As Lightning's EarlyStopping counts: better than the best by more than min_delta, or one more without."""
     sign, waited, best, stop = (1 if mode == "max" else -1), 0, -math.inf, None
@@ -138,7 +136,6 @@ def test_a_loss_that_is_not_positive_has_no_relative_rise(rule):
 
 
 @given(st.lists(st.tuples(positive, positive), min_size=1, max_size=23), st.integers(1, 6))
-@settings(max_examples=60, deadline=None)
 def test_the_quotient_agrees_with_its_formula(rows, strip):
     """Prechelt's class PQ: judged at the ends of strips; the first end with GL / P above alpha stops."""
     val_losses, losses = (list(column) for column in zip(*rows, strict=True))

@@ -48,6 +48,7 @@ def _breaking(monkeypatch):
     monkeypatch.setitem(board.SIGNALS, "breaks", Breaks)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_breaking")
 def test_one_that_fails_is_given_up_with_a_warning_and_the_others_go_on():
     monitor = StiffnessMonitor(probe_size=15, signals=["breaks", "gradient_disparity"])

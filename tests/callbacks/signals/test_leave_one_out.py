@@ -31,6 +31,7 @@ class Spy(StiffnessMonitor):
         self.state = self.state_dict()["signals"]["leave_one_out"]
 
 
+@pytest.mark.slow
 def test_the_scores_of_the_samples_as_they_are_are_their_mean_loss():
     measured, keep = monitor(), Keep()
     trainer([measured, keep], max_epochs=3).fit(Classifier(), loader())
@@ -48,6 +49,7 @@ class Scheduled(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_training_time_is_the_sum_of_the_learning_rates_of_the_steps(accumulated):
     spy = Spy(probe_size=15, signals=["leave_one_out"])
@@ -88,6 +90,7 @@ def test_it_resumes_exactly(epoch, tmp_path):
         assert resumed.history.series(name).tolist() == pytest.approx(whole.history.series(name).tolist(), nan_ok=True)
 
 
+@pytest.mark.slow
 def test_other_samples_than_in_the_checkpoint_are_told_and_training_goes_on(tmp_path):
     saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     first = StiffnessMonitor(probe=blobs(15), signals=["leave_one_out"])
@@ -118,6 +121,7 @@ def test_a_stream_is_a_clear_error():
         trainer([monitor(num_classes=3)]).fit(Classifier(), DataLoader(Stream(), 10))
 
 
+@pytest.mark.slow
 def test_adam_and_groups_of_rates_are_measured():
     class Mixed(Classifier):
         def configure_optimizers(self):
@@ -152,6 +156,7 @@ class Shifted(Dataset):
         return self.x[index] + self.strength * torch.randn(self.x.shape[1:]), self.targets[index]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strength", "count"), [(0.0, 40), (1.0, 20)])
 def test_augmented_samples_are_followed_in_two_variants_each(strength, count):
     spy = Spy(signals=["leave_one_out"], tracked_size=40)

@@ -55,6 +55,7 @@ def along(net, batch, number):
     return GramEngine(net, lambda module, batch: module(batch[0]) @ weights).gram(batch).matrix.float()
 
 
+@pytest.mark.slow
 def test_each_reading_renews_the_direction_that_was_measured_longest_ago():
     spy, keep = Spy(), Keep()
     fit([spy, keep])
@@ -66,6 +67,7 @@ def test_each_reading_renews_the_direction_that_was_measured_longest_ago():
             torch.testing.assert_close(kernel, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "expected"), [(CLASSES, [0, 1, 2, 0, 1]), (DIRECTIONS, [0, 1, 2, 0, 1, 2, 0]), (2, [0, 1, 0, 1, 0, 1])]
 )
@@ -87,6 +89,7 @@ def test_a_run_resumes_bit_for_bit_between_the_directions(epoch, tmp_path):
         assert torch.equal(state["residual"], expected["residual"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_kernels_begins_with_new_ones(tmp_path):
     fit([Spy(), saving(tmp_path)], enable_checkpointing=True, max_epochs=2)
     path = tmp_path / "epoch=0.ckpt"
@@ -111,6 +114,7 @@ def test_few_classes_are_measured_along_their_own_axes():
     assert len(spy.kernels[0]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [None, 5_000])
 def test_the_pass_of_the_kernel_is_a_look_at_the_predictions(budget, monkeypatch):
     """Where memory does not suffice for all samples at once they are looked at by themselves, with the same result."""
