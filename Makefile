@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
 
-.PHONY: help setup demo test test-slow test-architectures lint bench bench-stopping clean
+.PHONY: help setup demo test test-slow test-architectures lint bench bench-stopping bench-balancing clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: setup  ## Time and memory of the Gram engine against the floor and the pe
 
 bench-stopping: setup  ## Rules for stopping on a few small trainings (ten minutes; --full is hours).
 	$(BIN)/python benchmarks/early_stopping.py --quick --output benchmark_results/stopping
+
+bench-balancing: setup  ## Methods for imbalanced classes on small tables and digits (two minutes; --full is an hour).
+	$(BIN)/python benchmarks/balancing.py --quick --output benchmark_results/balancing
 
 clean:  ## Remove what setup and the tests made.
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

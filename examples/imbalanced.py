@@ -1,6 +1,7 @@
 """Train on classes of very different sizes, and treat them alike: plain training against the balancer.
 
 Handwritten digits, 100 of one class down to 5 of another. Balanced accuracy: mean recall of the classes on others.
+What the balancer saw: lightning-stiffness report lightning_logs -o page.html
 """
 
 import argparse
@@ -12,10 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stiffness.callbacks.balancer import ClassGroupingBalancer
-from lightning_stiffness.gram import GramEngine
-from lightning_stiffness.grouping import class_groups
-from lightning_stiffness.levels import measure_levels
+from lightning_stiffness import ClassGroupingBalancer
 
 
 class Digits(L.LightningModule):
@@ -30,6 +28,9 @@ class Digits(L.LightningModule):
 
     def training_step(self, batch, batch_idx):
         return self.losses(batch).mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.losses(batch).mean())
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
@@ -48,11 +49,11 @@ def data(seed: int, imbalance: float) -> tuple[TensorDataset, TensorDataset]:
     return tuple(TensorDataset(images[k].float() / 16, labels[k]) for k in (torch.cat(training), torch.cat(unseen)))
 
 
-def fit(training: TensorDataset, callbacks: list[L.Callback], seed: int, epochs: int) -> Digits:
+def fit(training: TensorDataset, unseen: TensorDataset, callbacks: list[L.Callback], seed: int, epochs: int) -> Digits:
     L.seed_everything(seed, verbose=False)
     trainer = L.Trainer(max_epochs=epochs, callbacks=callbacks, accelerator="cpu", enable_progress_bar=False,
                         enable_model_summary=False, logger=False, enable_checkpointing=False)  # fmt: skip
-    trainer.fit(module := Digits(), DataLoader(training, batch_size=32, shuffle=True))
+    trainer.fit(module := Digits(), DataLoader(training, batch_size=32, shuffle=True), DataLoader(unseen, 500))
     return module.eval()
 
 
@@ -64,13 +65,12 @@ def balanced_accuracy(module: Digits, unseen: TensorDataset) -> float:
 def main(seeds: int, imbalance: float, epochs: int) -> None:
     for seed in range(seeds):
         training, unseen = data(seed, imbalance)
-        plain = fit(training, [], seed, epochs)
-        module = fit(training, [balancer := ClassGroupingBalancer(seed=seed)], seed, epochs)
+        plain = fit(training, unseen, [], seed, epochs)
+        balancer = ClassGroupingBalancer(seed=seed, save_dir=f"lightning_logs/imbalanced_{seed}")
+        module = fit(training, unseen, [balancer], seed, epochs)
         print(f"seed {seed}: balanced accuracy {balanced_accuracy(plain, unseen):.3f} plain, "
               f"{balanced_accuracy(module, unseen):.3f} balanced; sizes {balancer.counts.tolist()}")  # fmt: skip
-    batch, losses = unseen[:], Digits.losses
-    groups = class_groups(measure_levels(GramEngine(plain, losses), losses, batch, batch[1], plain.network[-1]))
-    print("class matrix of the last layer, groups of digits that fight:", groups.groups or groups.reason)
+    print("class matrix of the last layer, digits that fight:", (last := balancer.readings[-1]).members or last.reason)
 
 
 if __name__ == "__main__":

@@ -77,12 +77,11 @@ def class_groups(levels: StiffnessLevels, *, draws: int = 100, error_rate: float
             f"no groups: the network does not tell the classes apart yet (a class gets {levels.separation:.2f} more "
             f"probability from its own samples than from others; {_LEARNT} are needed)",
         )
-    generator = torch.Generator().manual_seed(seed)
     counted = levels.classifier.isfinite() & levels.chance.isfinite()
     excess = torch.where(counted, levels.chance - levels.classifier, 0)
     found, *drawn = [
         _merged(tree, *_weighted_sums(excess, counted, levels, weights))
-        for weights in (torch.ones(len(excess)), *(_resampled(levels.targets, generator) for _ in range(draws)))
+        for weights in (torch.ones(len(excess)), *_resampled(levels.targets, draws, seed))
     ]
     errors = torch.stack(drawn).std(0)
     threshold = NormalDist().inv_cdf(1 - error_rate / max(1, levels.num_classes * (levels.num_classes - 1) // 2))
@@ -124,13 +123,14 @@ def stability(readings: Sequence[ClassGroups]) -> float:
     return sum(scores) / len(scores) if scores else float("nan")
 
 
-def _resampled(targets: Int[Tensor, "n"], generator: torch.Generator) -> Float[Tensor, "n"]:
-    """How often each sample is drawn when those of each class are drawn with replacement."""
+def _resampled(targets: Int[Tensor, "n"], draws: int, seed: int) -> Float[Tensor, "draws n"]:
+    """How often each sample is drawn when those of each class are drawn with replacement; a row for each draw."""
     order = targets.cpu().argsort(stable=True)
     counts = targets.cpu().bincount()
     starts, sizes = (values.repeat_interleave(counts) for values in (counts.cumsum(0) - counts, counts))
-    drawn = starts + (torch.rand(len(order), generator=generator, dtype=torch.float64) * sizes).long()
-    return torch.bincount(order[drawn], minlength=len(order)).float()
+    generator = torch.Generator().manual_seed(seed)
+    drawn = starts + (torch.rand(draws, len(order), generator=generator, dtype=torch.float64) * sizes).long()
+    return torch.zeros(draws, len(order)).scatter_add_(1, order[drawn], torch.ones(draws, len(order)))
 
 
 def _weighted_sums(

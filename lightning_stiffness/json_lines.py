@@ -41,6 +41,16 @@ def read(path: Path) -> list[Any]:
     return records
 
 
+def format_of(path: Path) -> str | None:
+    """Return what the first line of a file says that its format is; None if it says nothing."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.readline())
+    except (OSError, ValueError):
+        return None
+    return header.get("format") if isinstance(header, dict) else None
+
+
 def replace(path: Path, content: bytes) -> None:
     """Write a file; whoever reads it meanwhile, or after a crash, finds the old content or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)

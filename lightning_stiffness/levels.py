@@ -19,8 +19,8 @@ from lightning_stiffness.functional.tally import membership
 from lightning_stiffness.functional.validation import require_matrix, require_targets
 from lightning_stiffness.gram import GramEngine
 
-_CLASSIFIER: Final = "classifier"
-_FEATURES: Final = "features"
+CLASSIFIER: Final = "classifier"
+FEATURES: Final = "features"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,14 +118,33 @@ def measure_levels(
 
     Source: ours.
     """
-    inputs, logits = _seen_at(layer, lambda: loss(engine.module, batch), len(targets))
+    inputs, logits = seen_at(layer, lambda: loss(engine.module, batch), len(targets))
+    gram = engine.gram(batch, by=level_of(engine.module, layer))
+    return levels_of(layer, inputs, logits, targets, gram.parts.get(FEATURES))
+
+
+def level_of(module: nn.Module, layer: nn.Module) -> Callable[[str], str]:
+    """The level of each parameter, by its name, for `GramEngine.gram(by=...)`."""
+    own = {id(parameter) for parameter in layer.parameters()}
+    names = {name for name, parameter in module.named_parameters() if id(parameter) in own}
+    return lambda name: CLASSIFIER if name in names else FEATURES
+
+
+def levels_of(
+    layer: nn.Module,
+    inputs: Float[Tensor, "n d"],
+    logits: Float[Tensor, "n c"],
+    targets: Int[Tensor, "n"],
+    features: Float[Tensor, "n n"] | None,
+) -> StiffnessLevels:
+    """Both levels from what the classifier was given, what it made of it, and the Gram matrix of the features.
+
+    Raises:
+        StiffnessError: A target is none of the classes.
+    """
     targets = require_targets(targets.to(logits.device), len(targets), logits.shape[1])
     probabilities = logits.double().softmax(1)
     bias = getattr(layer, "bias", None) is not None
-    own = {id(parameter) for parameter in layer.parameters()}
-    names = {name for name, parameter in engine.module.named_parameters() if id(parameter) in own}
-    gram = engine.gram(batch, by=lambda name: _CLASSIFIER if name in names else _FEATURES)
-    features = gram.parts.get(_FEATURES)
     return StiffnessLevels(
         classifier=cosine_pairs(classifier_gram(probabilities, targets, inputs, bias)),
         chance=cosine_pairs(classifier_gram(evenly_split(probabilities, targets), targets, inputs, bias)),
@@ -136,7 +155,12 @@ def measure_levels(
     )
 
 
-def _seen_at(layer: nn.Module, run: Callable[[], Any], samples: int) -> tuple[Tensor, Tensor]:
+def seen_at(layer: nn.Module, run: Callable[[], Any], samples: int) -> tuple[Tensor, Tensor]:
+    """What a layer is given, and what it makes of it, while a function runs without gradients.
+
+    Raises:
+        StiffnessError: The layer is not called once with a row for each sample.
+    """
     seen: list[tuple[Any, Any]] = []
     handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
     try:

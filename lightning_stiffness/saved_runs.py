@@ -1,13 +1,17 @@
 """What the histories of saved runs say: verdicts of all criteria that can be judged, and a picture."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from lightning_stiffness import balance, json_lines
+from lightning_stiffness.balance import is_balance
+from lightning_stiffness.balance_words import groups_words
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.figures import shadow_summary
 from lightning_stiffness.history import FORMAT, History
@@ -28,7 +32,10 @@ from lightning_stiffness.stopping import (
     ValidationScore,
     signal_path,
 )
+from lightning_stiffness.tables import classes_table
 from lightning_stiffness.verdicts import verdicts
+
+FORMATS: Final = (FORMAT, balance.FORMAT)
 
 CRITERIA: dict[str, Criterion] = {
     "ConfirmedDrop": ConfirmedDrop(),
@@ -51,6 +58,8 @@ CRITERIA: dict[str, Criterion] = {
 def find_histories(places: Iterable[Path]) -> list[Path]:
     """Return the history files among files, and below folders, in the order of their names.
 
+    The file of a balancer, `balancing.jsonl`, counts where there is no history beside it.
+
     Raises:
         StiffnessError: a place does not exist, a file is no history, or there is none at all.
 
@@ -63,14 +72,14 @@ def find_histories(places: Iterable[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise StiffnessError(f"There is no file or folder {place}.")
-        if place.is_file() and not _is_history(place):
+        if place.is_file() and json_lines.format_of(place) not in FORMATS:
             raise StiffnessError(f"{place} is not the history of a run, which begins with a line that says so.")
-        files = [place] if place.is_file() else filter(_is_history, sorted(place.rglob("*.jsonl")))
+        files = [place] if place.is_file() else _below(place)
         found.update(dict.fromkeys(files))
     if not found:
         raise StiffnessError(
             "There is no history below the given folders. A StiffnessMonitor writes one, stiffness.jsonl, beside the "
-            "logs of a run that has a logger, or into its save_dir."
+            "logs of a run that has a logger, or into its save_dir; a ClassGroupingBalancer writes balancing.jsonl."
         )
     return list(found)
 
@@ -95,6 +104,8 @@ def chosen_criteria(names: Sequence[str]) -> dict[str, Criterion]:
 def load_runs(places: Iterable[Path]) -> list[RunFiles]:
     """Return the runs below the given places, with what stands beside their histories.
 
+    Of several histories in one folder, the first has the readings of the balancer there.
+
     Raises:
         StiffnessError: As `find_histories`, or one is damaged.
 
@@ -103,7 +114,9 @@ def load_runs(places: Iterable[Path]) -> list[RunFiles]:
         Traceback (most recent call last):
         lightning_stiffness.errors.StiffnessError: There is no file or folder no_such_run.
     """
-    return [RunFiles.load(path) for path in find_histories(places)]
+    runs = [RunFiles.load(path) for path in find_histories(places)]
+    folders = [run.path.parent for run in runs]
+    return [replace(run, balance=()) if run.path.parent in folders[:k] else run for k, run in enumerate(runs)]
 
 
 def judgeable(history: History, criteria: Mapping[str, Criterion]) -> tuple[dict[str, Criterion], dict[str, str]]:
@@ -165,9 +178,14 @@ def _require_picture(picture: Path | None) -> None:
 
 
 def _report(path: Path, asked: Mapping[str, Criterion] | None, picture: Path | None, console: Console) -> None:
-    history = History.load(path)
+    run = RunFiles.load(path)
+    history = run.history
     console.print(f"\n{path}", style="bold", soft_wrap=True, highlight=False, markup=False)
-    console.print(_described(history), highlight=False, markup=False)
+    if run.balance:
+        console.print(classes_table(run.balance), highlight=False)
+        console.print(groups_words(run.balance[-1]), highlight=False, markup=False)
+    if not is_balance(path):
+        console.print(_described(history), highlight=False, markup=False)
     if not history:
         return
     judged, others = (asked, {}) if asked is not None else judgeable(history, CRITERIA)
@@ -195,15 +213,12 @@ def _described(history: History) -> str:
     )
 
 
-def _is_history(path: Path) -> bool:
-    """Whether the first line says so; other files of lines are left alone."""
-    with path.open("rb") as file:
-        line = file.readline()
-    try:
-        header = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(header, dict) and header.get("format") == FORMAT
+def _below(folder: Path) -> list[Path]:
+    formats = {path: json_lines.format_of(path) for path in sorted(folder.rglob("*.jsonl"))}
+    folders = {path.parent for path, kind in formats.items() if kind == FORMAT}
+    return [
+        path for path, kind in formats.items() if kind in FORMATS and (kind == FORMAT or path.parent not in folders)
+    ]
 
 
 def _numbered(picture: Path, count: int) -> list[Path]:

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from lightning_stiffness.balance import BalanceReading
+from lightning_stiffness.balance_words import HEADINGS, class_rows, in_words
 from lightning_stiffness.history import History, Reading
 
 MOST_ROWS = 12
+MOST_CLASSES = 30
 
 
 def readings_table(history: History, most_rows: int = MOST_ROWS, verdict: str = "") -> Table:
@@ -41,6 +44,24 @@ def readings_table(history: History, most_rows: int = MOST_ROWS, verdict: str = 
         spent += reading.seconds
         if index in shown:
             table.add_row(*_cells(reading, spent))
+    return table
+
+
+def classes_table(readings: Sequence[BalanceReading], most_rows: int = MOST_CLASSES) -> Table:
+    """How a balancer's last reading sees each class, as a table for `rich.print`: the smallest of many classes.
+
+    Args:
+        readings: Of the balancer, at least one.
+        most_rows: Rows of the table.
+    """
+    rows, reading = class_rows(readings[-1]), readings[-1]
+    left_out = f"{len(rows) - most_rows:,} larger classes are not shown." if len(rows) > most_rows else None
+    title = f"Classes, {len(readings)} readings of a balancer, the last at epoch {reading.epoch:.4g}"
+    table = Table(title=title, title_justify="left", caption=left_out, caption_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("class", "taken by") else "right")
+    for row in rows[:most_rows]:
+        table.add_row(*map(in_words, row))
     return table
 
 

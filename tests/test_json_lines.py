@@ -130,3 +130,11 @@ def test_replace_never_opens_the_old_file(tmp_path):
 def test_only_whole_lines_can_be_extended(tmp_path, content, answer):
     assert json_lines.is_extensible(written(tmp_path, content)) is answer
     assert not json_lines.is_extensible(tmp_path / "missing")
+
+
+def test_a_file_says_its_format_in_its_first_line(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert json_lines.format_of(path) is None
+    for content, expected in ((b'{"format":"mine"}\n{', "mine"), (b"[1]\n", None), (b"\xff\n", None), (b"{}", None)):
+        path.write_bytes(content)
+        assert json_lines.format_of(path) == expected

@@ -3,8 +3,10 @@ from dataclasses import replace
 
 import pytest
 
+from lightning_stiffness.balance import save_readings
 from lightning_stiffness.history import History
 from lightning_stiffness.run_files import RunFiles, save_probe
+from tests.toy_balance import toy_readings
 from tests.toy_history import overfitting_history
 
 
@@ -43,3 +45,20 @@ def test_what_is_damaged_or_of_another_probe_is_left_out(path):
 def test_without_a_history_there_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError):
         RunFiles.load(tmp_path / "stiffness.jsonl")
+
+
+def test_readings_of_a_balancer_stand_beside(path):
+    assert RunFiles.load(path).balance == ()
+    save_readings(path.with_name("balancing.jsonl"), toy_readings(2))
+    assert [reading.step for reading in RunFiles.load(path).balance] == [10, 20]
+    path.with_name("balancing.jsonl").write_text("{")
+    assert RunFiles.load(path).balance == ()
+
+
+def test_a_balancer_alone_makes_a_run(tmp_path):
+    save_readings(tmp_path / "balancing.jsonl", toy_readings(2, names=tuple("abcdef")))
+    run = RunFiles.load(tmp_path / "balancing.jsonl")
+    assert (len(run.history), len(run.balance)) == (0, 2)
+    assert run.history.probe.class_names == tuple("abcdef")
+    save_readings(tmp_path / "balancing.jsonl", [])
+    assert RunFiles.load(tmp_path / "balancing.jsonl").balance == []

@@ -7,10 +7,12 @@ from PIL import Image
 from rich.console import Console
 
 from lightning_stiffness import StiffnessError, stopping
+from lightning_stiffness.balance import save_readings
 from lightning_stiffness.history import History, ProbeSummary
 from lightning_stiffness.saved_runs import CRITERIA, chosen_criteria, find_histories, judgeable, load_runs, report_runs
 from lightning_stiffness.stopping import StiffnessDrop, ValidationPatience
 from tests.test_verdicts import ACCURACIES, LOSSES, logging_history
+from tests.toy_balance import toy_readings
 from tests.toy_history import overfitting_history, spreading_history, toy_probe
 
 LOGGED = logging_history(val_loss=LOSSES, val_acc=ACCURACIES)
@@ -122,3 +124,31 @@ def test_runs_are_loaded_with_what_stands_beside_them(runs):
     first, second = load_runs([runs])
     assert (first.decision, second.decision) == (None, {"stopped": True})
     assert len(second.history) == len(LOGGED)
+
+
+def test_the_file_of_a_balancer_is_a_run_where_no_history_stands_beside_it(runs):
+    for place in (runs / "b", runs / "d"):
+        place.mkdir(exist_ok=True)
+        save_readings(place / "balancing.jsonl", toy_readings(2))
+    found = [runs / "a" / "version_0" / "val_stiffness.jsonl", runs / "b" / "stiffness.jsonl"]
+    assert find_histories([runs]) == [*found, runs / "d" / "balancing.jsonl"]
+    assert find_histories([runs / "b" / "balancing.jsonl"]) == [runs / "b" / "balancing.jsonl"]
+    assert [len(run.balance) for run in load_runs([runs])] == [0, 2, 2]
+
+
+def test_of_two_histories_in_a_folder_the_first_has_the_readings_of_the_balancer(runs):
+    overfitting_history(3).save(runs / "b" / "val_stiffness.jsonl")
+    save_readings(runs / "b" / "balancing.jsonl", toy_readings(2))
+    assert [len(run.balance) for run in load_runs([runs / "b"])] == [2, 0]
+
+
+def test_the_classes_of_a_balancer_are_printed(runs):
+    save_readings(runs / "d" / "balancing.jsonl", toy_readings(2))
+    text, _ = reported([runs / "d"])
+    assert "Classes, 2 readings of a balancer" in text
+    assert "the network confuses" in text
+    assert "Probe:" not in text
+    save_readings(runs / "b" / "balancing.jsonl", toy_readings(2))
+    both, _ = reported([runs / "b"])
+    assert "Classes, 2 readings" in both
+    assert "Probe:" in both

@@ -5,7 +5,8 @@ import pytest
 from rich.console import Console
 
 from lightning_stiffness.history import History
-from lightning_stiffness.tables import readings_table
+from lightning_stiffness.tables import classes_table, readings_table
+from tests.toy_balance import toy_readings
 from tests.toy_history import overfitting_history, toy_history
 
 
@@ -46,3 +47,11 @@ def test_undefined_values(within):
     cosine = replace(history[0].cosine, within=within, within_se=math.nan)
     text = printed(History(history.probe, [replace(history[0], cosine=cosine)]))
     assert ("0.500 " in text) == (within == 0.5)
+
+
+def test_a_row_for_each_class_of_a_balancer():
+    table = classes_table(toy_readings(3, names=tuple("abcdef")))
+    assert [*table.columns[0].cells] == ["f", "e", "d", "c", "b", "a"]
+    assert table.title == "Classes, 3 readings of a balancer, the last at epoch 3"
+    few = classes_table(toy_readings(1, classes=9, groups=()), most_rows=4)
+    assert (few.row_count, few.caption) == (4, "5 larger classes are not shown.")

@@ -10,12 +10,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_stiffness.batching import batch_size
+from lightning_stiffness.callbacks.agreement import attempted
+from lightning_stiffness.callbacks.balance_observing import ObservedBalancing
 from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels
 from lightning_stiffness.callbacks.balancing_head import classifier_of
 from lightning_stiffness.callbacks.balancing_loader import LoaderExchange, known_counts, known_frequencies
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics, absorption
 from lightning_stiffness.callbacks.balancing_step import BalancedClassifier, Step
-from lightning_stiffness.callbacks.namespace import Callback, require_same_namespace
+from lightning_stiffness.callbacks.namespace import require_same_namespace
+from lightning_stiffness.callbacks.progress import planned_batches
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_rates import require_counts, square_root_rates
 from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies, training_logit_adjustment
@@ -25,7 +28,7 @@ from lightning_stiffness.targets import as_class_targets, targets_of
 _BATCHES_OF_A_STREAM: Final = 100  # warm-up where nobody knows how long training lasts
 
 
-class ClassGroupingBalancer(Callback):
+class ClassGroupingBalancer(ObservedBalancing):
     """Trains a classifier for balanced accuracy: each class counts the same, however few samples it has.
 
     Three parts, each of which can be switched off:
@@ -37,7 +40,8 @@ class ClassGroupingBalancer(Callback):
     - `logits`: log q_c is added to the logits in training (logit adjustment), q_c being how often class c is really
       drawn, by whatever sampler.
     - `shift`: after a warm-up, the features of a sample of a small class are moved up to half way toward the mean of a
-      bigger class that takes its probability, label kept: small classes get the room that big ones have.
+      bigger class that takes its probability, label kept: small classes get the room that big ones have. Half as far,
+      or not at all, where the network would take the moved sample for one of another class.
 
     Both of the latter are hooks on the classifier layer, in its training mode and inside the training step only.
     Validation, testing and prediction are untouched: the network's own logits are those for equal class frequencies.
@@ -69,6 +73,7 @@ class ClassGroupingBalancer(Callback):
         sampling: Draw classes at `rates`.
         logits: Add log q_c to the training logits.
         shift: Shift features of small classes.
+        absorbers: Shift toward classes by how much probability they take. Off: toward any bigger classes, a control.
         rates: How often classes are drawn: a strategy of `functional.class_rates`, class sizes [c] -> rates [c], or a
             `DeferredRates` schedule.
         counts: Samples of each class. Not given: read from the dataset, or counted while training.
@@ -79,6 +84,16 @@ class ClassGroupingBalancer(Callback):
             needs a loader of `make_balanced_loader`.
         warmup: Share of training before the first shift.
         seed: Of the sampler and the shifts; the global random state is not used.
+        max_readings: How often, at most, it measures how the network treats its classes; 0 for never. Evenly over the
+            run, more rarely where it would take more than 5 % of the time (a second more is allowed), and at the end.
+            Measuring changes nothing in training. `readings` holds them, checkpoints and the file `balancing.jsonl`
+            too, and `lightning-stiffness report` makes a page of the latter.
+        panels: Show them in TensorBoard, Weights & Biases and MLflow: which classes fight and which share features,
+            who takes the probability of small classes, recall of each class in validation, classes that the mean step
+            sacrifices. Pictures come while they take at most 5 % of the time, and at the end.
+        class_names: One for each class, for pictures; those that the dataset stores as `classes` when not given.
+        save_dir: Folder of `balancing.jsonl`. Not given: beside the checkpoints of the first logger; without a logger
+            no file.
 
     Raises:
         StiffnessError: An argument is out of range.
@@ -98,19 +113,25 @@ class ClassGroupingBalancer(Callback):
         sampling: bool = True,
         logits: bool = True,
         shift: bool = True,
+        absorbers: bool = True,
         rates: Rates = square_root_rates,
         counts: Sequence[int] | None = None,
         num_classes: int | None = None,
         classifier: str | None = None,
         targets: Callable[[Any], Any] | None = None,
-        warmup: float = 0.02,
+        warmup: float = 0.25,
         seed: int = 0,
+        max_readings: int = 10,
+        panels: bool = True,
+        class_names: Sequence[str] | None = None,
+        save_dir: str | None = None,
     ) -> None:
         """See the class."""
-        super().__init__()
+        super().__init__(max_readings, panels, class_names, save_dir)
         if not 0 <= warmup <= 1:
             raise StiffnessError(f"warmup must be a share of training in [0, 1], found {warmup}.")
         self.sampling, self.logits, self.shift, self.rates = sampling, logits, shift, rates
+        self.absorbers = absorbers
         self.classifier, self.targets, self.warmup, self.seed = classifier, targets, warmup, seed
         self.num_classes, self._given = num_classes, None if counts is None else require_counts(torch.as_tensor(counts))
         self.counts: Tensor | None = None
@@ -131,6 +152,11 @@ class ClassGroupingBalancer(Callback):
         if self._known is not None or len(self._drawn) == 0:
             return self._known
         return (self._drawn + 1) / (self._drawn + 1).sum()
+
+    @property
+    def sizes(self) -> Float[Tensor, "c"]:
+        """Samples of each class; where nobody knows, of those drawn so far. Empty until training starts."""
+        return self._drawn if self.counts is None else self.counts.double()
 
     @property
     def absorption(self) -> Float[Tensor, "c c"] | None:
@@ -170,6 +196,7 @@ class ClassGroupingBalancer(Callback):
         if trainer.global_step == 0:  # a checkpoint is loaded after this
             self.counts = self._known = self._statistics = None
             self._drawn, self._batches = torch.zeros(0, dtype=torch.float64), 0
+            self.forget()
         if self.sampling and self.targets is None and self._exchange is None:
             self._exchange = LoaderExchange(trainer, self.rates, seed=self.seed, num_classes=self._number())
 
@@ -182,13 +209,17 @@ class ClassGroupingBalancer(Callback):
         if not (self.logits or self.shift):
             if number is not None:
                 self._begin(trainer, agreed_counts(found, self._given, number), number)
+                self.observe(
+                    trainer, pl_module, attempted(lambda: classifier_of(pl_module, number, self.classifier)[1])
+                )
             return
         name, layer = classifier_of(pl_module, number, self.classifier)
         size = outputs_of(name, layer, number)
         self._begin(trainer, agreed_counts(found, self._given, size), size)
         self._head = BalancedClassifier(name, layer, size, self._statistics)
-        length = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+        length = planned_batches(trainer)
         self._first_shift = self.warmup * length if length < math.inf else _BATCHES_OF_A_STREAM
+        self.observe(trainer, pl_module, layer)
 
     @override
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -198,6 +229,8 @@ class ClassGroupingBalancer(Callback):
 
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if self._observer is not None:
+            self._observer.before_batch()
         if self._head is None:
             return
         labels = self._labels(batch) if self.shift or self._known is None else None
@@ -217,9 +250,13 @@ class ClassGroupingBalancer(Callback):
         means = self._means()
         if trainer.world_size > 1 and means is not None:
             means.pool(lambda values: trainer.strategy.reduce(values, reduce_op="sum"))
+        if self._observer is not None:
+            self._observer.after_epoch()
 
     @override
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if self._observer is not None:
+            self._observer.end()
         self._remove()
 
     @override
@@ -232,7 +269,7 @@ class ClassGroupingBalancer(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """Counts of drawn labels, class means, and how many batches were seen."""
+        """Counts of drawn labels, class means, how many batches were seen, and the readings."""
         if len(self._drawn) == 0:
             return {}
         means = self._means()
@@ -242,6 +279,7 @@ class ClassGroupingBalancer(Callback):
             "drawn": self._drawn.clone(),
             "batches": self._batches,
             "means": None if means is None else means.state_dict(),
+            **super().state_dict(),
         }
 
     @override
@@ -250,6 +288,7 @@ class ClassGroupingBalancer(Callback):
             return
         self.counts, self._known = state_dict["counts"], state_dict["frequencies"]
         self._drawn, self._batches = state_dict["drawn"].clone(), state_dict["batches"]
+        super().load_state_dict(state_dict)
         means = state_dict["means"]
         self._statistics = None if means is None else ClassStatistics.from_state_dict(means)
 
@@ -276,7 +315,7 @@ class ClassGroupingBalancer(Callback):
         chances = (
             torch.rand(len(labels), 2, generator=generator_of(self.seed, rank, self._batches)) if is_warm else None
         )
-        return Step(offsets, labels, counts, chances)
+        return Step(offsets, labels, counts, chances, self.absorbers)
 
     def _labels(self, batch: Any) -> Tensor:
         labels = targets_of(batch) if self.targets is None else as_class_targets(self.targets(batch), batch_size(batch))
@@ -291,3 +330,4 @@ class ClassGroupingBalancer(Callback):
         if self._exchange is not None:
             self._exchange.remove()
         self._head = self._exchange = None
+        self.end_observing()

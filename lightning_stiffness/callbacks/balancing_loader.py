@@ -1,5 +1,6 @@
 """The Trainer's training loader, exchanged for one that draws classes at given rates, and the rates of any loader."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -7,11 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
+    Subset,
 )
 
 from lightning_stiffness.balanced_loader import make_balanced_loader
@@ -106,6 +109,18 @@ def known_frequencies(trainer: Any, counts: Tensor | None) -> Float[Tensor, "c"]
         is_shuffled(loader.sampler) or type(loader.sampler) in (SequentialSampler, DistributedSampler)
     )
     return counts.double() / counts.sum() if is_plain and counts is not None else None
+
+
+def known_names(trainer: Any, num_classes: int) -> tuple[str, ...] | None:
+    """Names of the classes, where the dataset stores them as `classes`; None where it does not."""
+    dataset: Any = getattr(_loader(trainer), "dataset", None)
+    while isinstance(dataset, Subset | ConcatDataset):
+        dataset = dataset.dataset if isinstance(dataset, Subset) else dataset.datasets[0]
+    with contextlib.suppress(Exception):  # a property may fail in any way
+        found = dataset.classes
+        if isinstance(found, list | tuple) and len(found) == num_classes:
+            return tuple(map(str, found))
+    return None
 
 
 def _loader(trainer: Any) -> DataLoader[Any] | None:

@@ -68,7 +68,11 @@ class ClassStatistics:
         self.seen = reduce(self.seen.clone())
 
     def shift(
-        self, labels: Int[Tensor, "n"], counts: Float[Tensor, "c"], chances: Float[Tensor, "n 2"]
+        self,
+        labels: Int[Tensor, "n"],
+        counts: Float[Tensor, "c"],
+        chances: Float[Tensor, "n 2"],
+        absorbers: bool = True,
     ) -> Float[Tensor, "n d"]:
         """By how much features of small classes are moved toward bigger classes that take their probability.
 
@@ -76,6 +80,7 @@ class ClassStatistics:
             labels: Class a of each sample.
             counts: Samples of each class in the data.
             chances: Two even random numbers for each sample: for the other class b, and for the length of the way.
+            absorbers: Whether b is drawn by absorption. Otherwise min(1, 4 * absorption[a, b]) is left out.
 
         Returns:
             .5 * u * (1 - n_a / n_b) * (mu_b - mu_a) with b drawn in proportion to min(1, 4 * absorption[a, b]) * (1 -
@@ -84,7 +89,7 @@ class ClassStatistics:
         Source: ours.
         """
         gaps = (1 - counts[:, None] / counts.clamp(min=1)).clamp(min=0) * (self.seen > 0) * (self.seen > 0)[:, None]
-        weights = (_STEEPNESS * absorption(self.probabilities)).clamp(max=1) * gaps
+        weights = (_STEEPNESS * absorption(self.probabilities)).clamp(max=1) * gaps if absorbers else gaps
         steps = weights.cumsum(1)[labels]
         partners = torch.searchsorted(steps, chances[:, :1] * steps[:, -1:], right=True).squeeze(1)
         partners = partners.clamp(max=len(counts) - 1)

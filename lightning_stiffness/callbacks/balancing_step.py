@@ -21,6 +21,7 @@ class Step:
         labels: Class of each sample; None where no features are shifted.
         counts: Samples of each class in the data; None likewise.
         chances: Two even random numbers for each sample, for its shift; None before the end of the warm-up.
+        absorbers: Whether the other class of a shift is drawn by absorption.
         move: The shift, once it is known: a recomputed forward pass (activation checkpointing) has to get the same.
         features: The features as they came in.
         calls: How often the classifier has been called.
@@ -30,6 +31,7 @@ class Step:
     labels: Int[Tensor, "n"] | None = None
     counts: Float[Tensor, "c"] | None = None
     chances: Float[Tensor, "n 2"] | None = None
+    absorbers: bool = True
     move: Float[Tensor, "n d"] | None = None
     features: Float[Tensor, "n d"] | None = None
     calls: int = 0
@@ -94,7 +96,7 @@ class BalancedClassifier:
         if step.chances is None:
             return features
         if step.move is None:
-            step.move = self._shift(step, step.features)
+            step.move = self._followed(self._shift(step, step.features), step.features, step.labels)
         return features + step.move.to(features)
 
     def _after(self, logits: Tensor) -> Tensor:
@@ -118,7 +120,20 @@ class BalancedClassifier:
         means = self._means(features)
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             counts, chances = step.counts.to(means.seen), step.chances.to(means.seen)
-            return means.shift(step.labels.to(features.device), counts, chances)
+            return means.shift(step.labels.to(features.device), counts, chances, step.absorbers)
+
+    def _followed(self, move: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+        """The shift: half of it, or none, for a sample that the network would then take for one of another class.
+
+        A shift is a share of the features themselves. One that the network cannot follow makes the loss, and by it the
+        features, and by them the next shift grow, until the weights are ruined.
+        """
+        with torch.no_grad():
+            for share in (0.5, 0.0):
+                found: Any = self._layer.forward(features + move.to(features))
+                is_lost = torch.as_tensor(found).argmax(1) != labels.to(features.device)
+                move = torch.where(is_lost[:, None], share * move, move)
+        return move
 
     def _unchanged(self, step: Step, logits: Tensor) -> Tensor:
         """The logits of the features as they came in."""

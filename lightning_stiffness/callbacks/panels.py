@@ -3,7 +3,9 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from matplotlib.figure import Figure
 
 from lightning_stiffness.callbacks.agreement import attempted
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
@@ -11,6 +13,8 @@ from lightning_stiffness.callbacks.neutrality import isolated_random_state
 from lightning_stiffness.figures.dashboard import DASHBOARD
 from lightning_stiffness.history import History
 from lightning_stiffness.loggers import Board, RunCard, boards_of
+
+Subject = TypeVar("Subject", bound=Sequence[Any])
 
 PICTURES_SHARE: Final = 0.05  # of the time of training
 EXPECTED_SECONDS: Final = 1.0  # that pictures take, before any was drawn
@@ -44,8 +48,53 @@ class PictureSchedule:
         self.drawn_at, self.seconds, self._expected = readings, self.seconds + seconds, seconds
 
 
+class Boards:
+    """The boards of all loggers; one that fails is left out with a warning, and training goes on.
+
+    Args:
+        loggers: Of Lightning; on the first process only, others have none.
+        name: First part of all logged names.
+        what: Who has something to show, in messages.
+
+    Attributes:
+        schedule: When pictures are drawn.
+    """
+
+    def __init__(self, loggers: Sequence[Any], name: str, what: str = "stiffness") -> None:
+        """Nothing is shown yet."""
+        self._boards, self._what, self.schedule = boards_of(loggers, name), what, PictureSchedule()
+        self._warned: set[str] = set()
+
+    def show(self, how: Callable[[Board], None]) -> None:
+        """Shows something on each board."""
+        for board in list(self._boards):
+            with isolated_random_state():
+                cause = attempted(lambda board=board: how(board))  # type: ignore[misc]
+            if isinstance(cause, Exception):
+                self._boards.remove(board)
+                self._warn(f"{type(board.logger).__name__} cannot show what {self._what} has to show", cause)
+
+    def draw(self, pictures: Mapping[str, Callable[[Subject], Figure | None]], subject: Subject, step: int) -> None:
+        """Draws pictures of a sequence of readings, which come to all boards that show pictures."""
+        if not any(board.shows_pictures for board in self._boards):
+            return
+        start = time.perf_counter()
+        for tag, draw in pictures.items():
+            figure = attempted(lambda draw=draw: draw(subject))  # type: ignore[misc]
+            if isinstance(figure, Exception):
+                self._warn(f"The picture {tag!r} cannot be drawn", figure)
+            elif figure is not None:
+                self.show(lambda board, tag=tag, figure=figure: board.picture(tag, figure, step))  # type: ignore[misc]
+        self.schedule.drew(len(subject), time.perf_counter() - start)
+
+    def _warn(self, what: str, cause: Exception) -> None:
+        if what not in self._warned:
+            rank_zero_warn(f"{what} ({type(cause).__name__}: {cause}). Training goes on, and all numbers are logged.")
+        self._warned.add(what)
+
+
 class Panels:
-    """Shows a run in its loggers; a logger that fails is left out with a warning, and training goes on.
+    """Shows a run in its loggers.
 
     Args:
         loggers: Of Lightning; on the first process only, others have none.
@@ -55,64 +104,38 @@ class Panels:
 
     def __init__(self, loggers: Sequence[Any], name: str, is_full: bool) -> None:
         """Nothing is shown yet."""
-        self._boards, self._is_full, self._schedule = boards_of(loggers, name), is_full, PictureSchedule()
-        self._warned: set[str] = set()
+        self._boards, self._is_full = Boards(loggers, name), is_full
 
     def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
         """Before Lightning logs hyperparameters."""
         if self._is_full:
-            self._show(lambda board: board.prepare(hyperparameters))
+            self._boards.show(lambda board: board.prepare(hyperparameters))
 
     def begin(self, run: RunCard) -> None:
         """Before the first reading."""
         if self._is_full:
-            self._show(lambda board: board.begin(run))
+            self._boards.show(lambda board: board.begin(run))
 
     def reading(self, history: History, step: int) -> None:
         """The last reading of a history, with pictures where they are due."""
         if not self._is_full:
             return
-        self._show(lambda board: board.reading(history, step))
-        if self._schedule.is_due(len(history), history[-1].elapsed):
-            self._draw(history, step)
+        self._boards.show(lambda board: board.reading(history, step))
+        if self._boards.schedule.is_due(len(history), history[-1].elapsed):
+            self._boards.draw(DASHBOARD, history, step)
 
     def restored(self, epoch: float, text: str, step: int) -> None:
         """That the run ends with the weights of an earlier epoch."""
-        self._show(lambda board: board.restored(epoch, text, step))
+        self._boards.show(lambda board: board.restored(epoch, text, step))
 
     def stopped(self, verdict: Mapping[str, Any], text: str, step: int) -> None:
         """That training is stopped, and why."""
-        self._show(lambda board: board.stopped(verdict, text, step))
+        self._boards.show(lambda board: board.stopped(verdict, text, step))
 
     def end(self, history: History, step: int) -> None:
         """After training: the last pictures, if they are not there yet, and the summary."""
         if not self._is_full or not history:
             return
-        if self._schedule.drawn_at < len(history):
-            self._draw(history, step)
-        self._show(lambda board: board.end(history))
-
-    def _draw(self, history: History, step: int) -> None:
-        if not any(board.shows_pictures for board in self._boards):
-            return
-        start = time.perf_counter()
-        for tag, draw in DASHBOARD.items():
-            figure = attempted(lambda draw=draw: draw(history))  # type: ignore[misc]
-            if isinstance(figure, Exception):
-                self._warn(f"The picture {tag!r} cannot be drawn", figure)
-            elif figure is not None:
-                self._show(lambda board, tag=tag, figure=figure: board.picture(tag, figure, step))  # type: ignore[misc]
-        self._schedule.drew(len(history), time.perf_counter() - start)
-
-    def _show(self, how: Callable[[Board], None]) -> None:
-        for board in list(self._boards):
-            with isolated_random_state():
-                cause = attempted(lambda board=board: how(board))  # type: ignore[misc]
-            if isinstance(cause, Exception):
-                self._boards.remove(board)
-                self._warn(f"{type(board.logger).__name__} cannot show what stiffness has to show", cause)
-
-    def _warn(self, what: str, cause: Exception) -> None:
-        if what not in self._warned:
-            rank_zero_warn(f"{what} ({type(cause).__name__}: {cause}). Training goes on, and all numbers are logged.")
-        self._warned.add(what)
+        if self._boards.schedule.drawn_at < len(history):
+            self._boards.draw(DASHBOARD, history, step)
+        self._boards.show(lambda board: board.end(history))

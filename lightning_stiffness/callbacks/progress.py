@@ -22,6 +22,12 @@ def epochs_completed(trainer: Any, at_epoch_end: bool = False) -> float:
     return float(epochs.processed + (share or 0))
 
 
+def planned_batches(trainer: Any) -> float:
+    """How many batches training takes, if nothing stops it; infinite where nobody knows, as with a stream."""
+    steps = trainer.estimated_stepping_batches
+    return float(steps * trainer.accumulate_grad_batches) if steps >= 0 else math.inf  # Lightning: -1 for a stream
+
+
 def is_between_epochs(trainer: Any) -> bool:
     """Whether a run is taken up again from the end of an epoch; for the start of training."""
     return _share_of_epoch(trainer) == 1

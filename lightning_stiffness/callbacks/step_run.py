@@ -50,10 +50,15 @@ def alone(pl_module: nn.Module, batch: Any) -> Float[Tensor, "1"]:
 
 
 def run(pl_module: Any, batch: Any, size: int, seed: int = 0) -> Tensor:
-    """The loss that the training step returns for a copy of the batch: steps pop from batches, and write into them."""
+    """The loss that the training step returns for a batch."""
+    return _loss_of(output_of(pl_module, batch, seed), size)
+
+
+def output_of(pl_module: Any, batch: Any, seed: int = 0) -> Any:
+    """What the training step returns for a copy of the batch: steps pop from batches, and write into them."""
     copy = take(batch, range(batch_size(batch)))
     _seed(seed)
-    return _loss_of(pl_module.training_step(*([copy, 0] if _takes_index(pl_module) else [copy])), size)
+    return pl_module.training_step(*([copy, 0] if _takes_index(pl_module) else [copy]))
 
 
 def _seed(seed: int) -> None:

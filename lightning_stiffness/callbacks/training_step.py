@@ -136,17 +136,10 @@ class TrainingStepLoss:
         """
         require_usable(pl_module)
         size = batch_size(batch)
-        with isolated_random_state(), self._precision(pl_module):
+        with isolated_random_state(), training_precision(pl_module, self._trainer):
             losses = alone(pl_module, batch) if size == 1 else self._together(pl_module, batch, size)
         require_finite(losses, "training_step")
         return losses
-
-    @contextlib.contextmanager
-    def _precision(self, pl_module: nn.Module) -> Iterator[None]:
-        trainer = attached_trainer(pl_module) if self._trainer is None else self._trainer
-        precision = contextlib.nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-        with precision, without_autocast(pl_module):
-            yield
 
     def _together(self, pl_module: nn.Module, batch: Any, size: int) -> Float[Tensor, "n"]:
         try:
@@ -191,6 +184,20 @@ class TrainingStepLoss:
             UserWarning,
             stacklevel=2,
         )
+
+
+@contextlib.contextmanager
+def training_precision(pl_module: nn.Module, trainer: Any | None = None) -> Iterator[None]:
+    """The precision that the training step runs in (such as "bf16-true"), without autocast.
+
+    Args:
+        pl_module: A LightningModule.
+        trainer: Whose precision; None for the trainer of the module.
+    """
+    trainer = attached_trainer(pl_module) if trainer is None else trainer
+    precision = contextlib.nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+    with precision, without_autocast(pl_module):
+        yield
 
 
 @dataclass(frozen=True)

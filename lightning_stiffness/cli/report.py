@@ -11,10 +11,11 @@ and prints for each of them what was measured, and when each criterion for stopp
 have stopped the run: shadow stopping, after the fact. A criterion is judged if the history
 has its signal: validation criteria need val_loss among what the run logged, others a
 signal of the monitor, StiffnessMonitor(signals=["leave_one_out"]). Let a run go on to its
-end to compare criteria on it.
+end to compare criteria on it. Of a run with a ClassGroupingBalancer it prints what that saw
+of each class (balancing.jsonl), with or without a history beside it.
 
 With -o it writes one HTML page instead, for people: curves, classes over time, samples that
-stand out, verdicts, and what all of that means. It needs no network and opens from disk.
+stand out, verdicts, the balance of the classes, and what all of that means. It needs no network and opens from disk.
 """
 _EXAMPLES = """\
 examples:

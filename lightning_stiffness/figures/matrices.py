@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from torch import Tensor
@@ -66,13 +67,18 @@ def draw_matrices(figure: Figure | SubFigure, history: History, titles: dict[int
     draw_scale(figure, image, list(panels), COSINE)
 
 
-def draw_matrix(
-    axes: Axes, matrix: Tensor, class_names: Sequence[str] | None, limit: float, most_ticks: int = MOST_TICKS
+def draw_matrix(  # noqa: PLR0913  # what a matrix looks like
+    axes: Axes,
+    matrix: Tensor,
+    class_names: Sequence[str] | None,
+    limit: float,
+    most_ticks: int = MOST_TICKS,
+    colors: str | Colormap = "RdBu_r",
 ) -> AxesImage:
     """Draws a matrix, one row a class, in colours up to a limit on either side; undefined entries are hatched."""
     count = len(matrix)
     axes.patch.set(facecolor="#B8B8B8", hatch="//////")
-    image = axes.imshow(matrix.double().cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    image = axes.imshow(matrix.double().cpu().numpy(), cmap=colors, vmin=-limit, vmax=limit, interpolation="nearest")
     axes.spines[:].set_visible(False)
     names = [str(label) for label in range(count)] if class_names is None else list(class_names)
     ticks = range(0, count, math.ceil(count / most_ticks)) if most_ticks else range(0)

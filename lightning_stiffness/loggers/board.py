@@ -1,11 +1,13 @@
 """What a logger can show beside numbers; one that can show nothing else has this board itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from lightning_stiffness.balance import BalanceReading
+from lightning_stiffness.balance_words import class_words
 from lightning_stiffness.history import History, ProbeSummary
 
 
@@ -52,6 +54,10 @@ class Board:
 
     def picture(self, tag: str, figure: Figure, step: int) -> None:
         """A picture; it is drawn at some of the readings, more of the early ones, and at the end."""
+
+    def balance(self, readings: Sequence[BalanceReading], step: int) -> None:
+        """What a balancer has measured of each class, after training: as a table where there is such, else in words."""
+        self.text(f"{self.name}/classes", class_words(readings), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Some lines for people, under a name: as a card where there is such, else as a table, else nowhere."""

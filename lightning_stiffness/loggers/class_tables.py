@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from lightning_stiffness.balance import BalanceReading
+from lightning_stiffness.balance_words import HEADINGS, class_rows
 from lightning_stiffness.functional.class_tree import class_tree
 from lightning_stiffness.history import History, ProbeSummary
 
@@ -59,6 +61,12 @@ def group_rows(history: History) -> Rows:
     ]
     means = ("within classes", "between classes inside", "to other classes")
     return Rows({"epoch": float, "groups": str, "classes": str, "size": int, **dict.fromkeys(means, float)}, rows)
+
+
+def balance_rows(readings: Sequence[BalanceReading]) -> Rows:
+    """How a balancer's last reading sees each class, the smallest first."""
+    kinds: dict[str, type] = dict.fromkeys(HEADINGS, float) | {"class": str, "taken by": str}
+    return Rows(kinds, [list(row) for row in class_rows(readings[-1])])
 
 
 def class_groups(matrix: Tensor) -> list[list[int]]:

@@ -1,15 +1,16 @@
 """MLflow: pictures, tables and texts as artifacts of the run, the verdict as tags."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from matplotlib.figure import Figure
 from typing_extensions import override
 
+from lightning_stiffness.balance import BalanceReading
 from lightning_stiffness.history import History
 from lightning_stiffness.loggers.board import Board, RunCard
-from lightning_stiffness.loggers.class_tables import Rows, finite, group_rows, matrix_rows
+from lightning_stiffness.loggers.class_tables import Rows, balance_rows, finite, group_rows, matrix_rows
 
 LONGEST_TAG: Final = 500  # characters; older servers refuse more
 TAGS: Final = {"epoch": "stopped_epoch", "reason": "stop_reason", "criterion": "criterion", "best_step": "best_step"}
@@ -39,6 +40,11 @@ class MLFlowBoard(Board):
         self.text(f"{self.name}/decision", text, step)
         self._write_json(dict(verdict), "decision")
         self._tag({tag: verdict.get(key) for key, tag in TAGS.items()})
+
+    @override
+    def balance(self, readings: Sequence[BalanceReading], step: int) -> None:
+        super().balance(readings, step)
+        self._write_table(balance_rows(readings), "classes")
 
     @override
     def end(self, history: History) -> None:

@@ -3,7 +3,7 @@
 import io
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final
 
@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from typing_extensions import override
 
+from lightning_stiffness.balance import BalanceReading
 from lightning_stiffness.history import History, Reading
 from lightning_stiffness.loggers.board import Board, RunCard
-from lightning_stiffness.loggers.class_tables import Rows, group_rows, matrix_rows
+from lightning_stiffness.loggers.class_tables import Rows, balance_rows, group_rows, matrix_rows
 from lightning_stiffness.loggers.wandb_charts import Lines, class_lines, pair_histograms, pair_lines, stiffness_lines
 
 METRICS: Final = (
@@ -100,6 +101,10 @@ class WandbBoard(Board):
     def restored(self, epoch: float, text: str, step: int) -> None:
         super().restored(epoch, text, step)
         self._summarise({"restored_epoch": epoch})
+
+    @override
+    def balance(self, readings: Sequence[BalanceReading], step: int) -> None:
+        self._log({"classes_table": _table(balance_rows(readings))}, step)
 
     @override
     def end(self, history: History) -> None:

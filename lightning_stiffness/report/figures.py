@@ -32,6 +32,7 @@ class Figure:
         spec: the chart.
         span: its share of the width of the page.
         height: in pixels.
+        is_square: whether it is a matrix, whose spec says in `usermeta` how to size it.
     """
 
     key: str
@@ -40,6 +41,7 @@ class Figure:
     spec: Spec
     span: Literal["full", "half", "third"] = "half"
     height: int = 260
+    is_square: bool = False
 
 
 def marks_of(run: RunFiles) -> dict[str, float]:

@@ -30,7 +30,7 @@ def matrix_chart(history: History, shown: Frames, tree: ClassTree) -> Spec:
     axes = _axes(total, longest, left)
     layers = [_ground(axes), _rectangles(base, shown.limit, axes)]
     if total <= MOST_NUMBERS:
-        layers.append(_numbers(base, shown.limit))
+        layers.append(numbers(base, shown.limit))
     layers.append(_tree(dendrogram(tree), names, total))
     if groups is not None:
         layers += [_strip([groups[label] for label in shown.classes], names), *_borders(places["super"], shown, groups)]
@@ -87,8 +87,8 @@ def _axes(total: int, longest: int, left: float) -> dict[str, Any]:
     """Both axes in units of classes; left of the matrix is the strip of super-classes, right of it the tree."""
     right = total * (1.04 + TREE) if total > 2 else total
     return {
-        "x": alt.X("x:Q", axis=_names_axis("x", longest), scale=alt.Scale(domain=[left, right], nice=False)),
-        "y": alt.Y("y:Q", axis=_names_axis("y", longest), scale=alt.Scale(domain=[total, 0], nice=False)),
+        "x": alt.X("x:Q", axis=names_axis("x", longest), scale=alt.Scale(domain=[left, right], nice=False)),
+        "y": alt.Y("y:Q", axis=names_axis("y", longest), scale=alt.Scale(domain=[total, 0], nice=False)),
         "total": total,
     }
 
@@ -100,7 +100,7 @@ def _rectangles(base: alt.Chart, limit: float, axes: Mapping[str, Any]) -> Layer
         x2="x2:Q",
         y=axes["y"],
         y2="y2:Q",
-        color=_heat_color("heat", limit),
+        color=heat_color("heat", limit),
         tooltip=[
             alt.Tooltip("first:N", title="class"),
             alt.Tooltip("second:N", title="with class"),
@@ -109,20 +109,20 @@ def _rectangles(base: alt.Chart, limit: float, axes: Mapping[str, Any]) -> Layer
     )
 
 
-def _heat_color(name: str, limit: float) -> alt.Color:
+def heat_color(name: str, limit: float) -> alt.Color:
     """One of the page's colours of that name for each step of the value."""
     colors = [f"var(--{name}-{index})" for index in range(HEAT)]
     return alt.Color("value:Q", scale=alt.Scale(type="quantize", domain=[-limit, limit], range=colors), legend=None)
 
 
-def _names_axis(side: str, longest: int) -> alt.Axis:
+def names_axis(side: str, longest: int, name: str = "names[orders[order][floor(datum.value)]]") -> alt.Axis:
     """The names of the classes, or every so many of them where there is no room for all."""
     is_turned = side == "x" and longest > 2
     angle = {"labelAngle": -90, "labelAlign": "right", "labelBaseline": "middle"} if is_turned else {"labelAngle": 0}
     return alt.Axis(
         values=alt.ExprRef("sequence(0.5, length(names), step)"),
         tickCount=1000,  # else Vega leaves out values
-        labelExpr="names[orders[order][floor(datum.value)]]",
+        labelExpr=name,
         labelOverlap=False,
         grid=False, ticks=False, domain=False, title=None, labelPadding=6, labelColor="var(--ink)",
         **angle,
@@ -136,14 +136,15 @@ def _ground(axes: Mapping[str, Any]) -> Layer:
     return square.encode(x=axes["x"], x2="x2:Q", y=axes["y"], y2="y2:Q")
 
 
-def _numbers(base: alt.Chart, limit: float) -> Layer:
+def numbers(base: alt.Chart, limit: float, colors: str = "heat") -> Layer:
+    """The values of the cells, in colours that can be read on those of the cells."""
     text = base.transform_calculate(
         at_x="datum.x + 0.5",
         at_y="datum.y + 0.5",
         text="replace(replace(format(round(datum.value * 100) / 100 + 0, '.2f'), '0.', '.'), '-', '\N{MINUS SIGN}')",
     )
     return text.mark_text(fontSize=alt.ExprRef("digits"), tooltip=None, aria=False).encode(
-        x="at_x:Q", y="at_y:Q", text="text:N", color=_heat_color("on-heat", limit)
+        x="at_x:Q", y="at_y:Q", text="text:N", color=heat_color(f"on-{colors}", limit)
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from lightning_stiffness.history import History
 from lightning_stiffness.report.advice import Advice, advice
+from lightning_stiffness.report.balancing import BalanceSection, balance_section
 from lightning_stiffness.report.drawing import Spec
 from lightning_stiffness.report.figures import (
     Figure,
@@ -117,6 +118,7 @@ class RunSection:
     pairs: tuple[Figure, ...] = ()
     distance: Figure | None = None
     signals: tuple[Figure, ...] = ()
+    balance: BalanceSection | None = None
     verdicts: tuple[VerdictTable, ...] = ()
     readings: tuple[tuple[str, ...], ...] = ()
     settings: tuple[tuple[str, str], ...] = ()
@@ -125,7 +127,8 @@ class RunSection:
     def figures(self) -> tuple[Figure, ...]:
         """All charts but the matrix."""
         single = [figure for figure in (self.by_class, self.distance) if figure is not None]
-        return (*self.curves, *single, *self.pairs, *self.signals)
+        balance = self.balance.figures if self.balance is not None else ()
+        return (*self.curves, *single, *self.pairs, *self.signals, *balance)
 
 
 def run_section(run: RunFiles, key: str, name: str, asked: Mapping[str, Criterion] | None = None) -> RunSection:
@@ -139,8 +142,12 @@ def run_section(run: RunFiles, key: str, name: str, asked: Mapping[str, Criterio
     """
     history, found = run.history, advice(run.history)
     settings = tuple((str(label), _in_words(value)) for label, value in run.settings.items())
+    balance = balance_section(run.balance)
     if not history:
-        return RunSection(key, name, headline(run), readings_of(history), (), advice=tuple(found), settings=settings)
+        described, found = (balance.described, []) if balance is not None else (readings_of(history), found)
+        return RunSection(
+            key, name, headline(run), described, (), advice=tuple(found), balance=balance, settings=settings
+        )
     stiffest = class_pairs(history, slice(MOST_PAIRS))
     least_stiff = [pair for pair in class_pairs(history, slice(-MOST_PAIRS, None)) if pair not in stiffest]
     return RunSection(
@@ -160,6 +167,7 @@ def run_section(run: RunFiles, key: str, name: str, asked: Mapping[str, Criterio
         pairs=tuple(pair_figures(history)),
         distance=distance_figure(history),
         signals=tuple(signal_figures(run)),
+        balance=balance,
         verdicts=tuple(verdict_tables(run, asked)),
         readings=tuple(_reading_rows(history)),
         settings=(*settings, *cost_of(history)),

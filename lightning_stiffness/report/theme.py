@@ -38,6 +38,9 @@ SERIES: Final = ("#0072b2", "#d55e00", "#00805d", "#b0508a", "#8a6d00", "#2f8fc4
 SERIES_ON_DARK: Final = ("#58b4f0", "#ff9a57", "#45cba2", "#e58cc0", "#e6c34a", "#8fd3ff", "#a0a9b5", "#b99cf5")
 HEAT_LIGHT: Final = ("#2166ac", "#8fc1de", "#f7f8f9", "#f3a683", "#b2182b")
 HEAT_DARK: Final = ("#7cc0ff", "#2f6da6", "#1f252d", "#a4463b", "#ff937d")
+# From classes that fight to classes that share: the colours of `figures.balancing`.
+FIGHT_LIGHT: Final = ("#d55e00", "#eaaf80", "#ffffff", "#80b9d9", "#0072b2")
+FIGHT_DARK: Final = ("#ff9a57", "#9c5a2c", "#1f252d", "#2f6da6", "#7cc0ff")
 
 
 def css_variables(is_dark: bool) -> str:
@@ -47,12 +50,13 @@ def css_variables(is_dark: bool) -> str:
     '--paper: #ffffff;'
     """
     series = SERIES_ON_DARK if is_dark else SERIES
-    cells = heat(HEAT_DARK if is_dark else HEAT_LIGHT)
+    scales = {"heat": HEAT_DARK, "fight": FIGHT_DARK} if is_dark else {"heat": HEAT_LIGHT, "fight": FIGHT_LIGHT}
+    cells = {f"{name}-{index}": color for name, anchors in scales.items() for index, color in enumerate(heat(anchors))}
     colors = {
         **(DARK if is_dark else LIGHT),
         **{f"series-{index}": color for index, color in enumerate(series, start=1)},
-        **{f"heat-{index}": color for index, color in enumerate(cells)},
-        **{f"on-heat-{index}": _text_on(color) for index, color in enumerate(cells)},
+        **cells,
+        **{f"on-{name}": _text_on(color) for name, color in cells.items()},
     }
     return "\n".join(f"--{name}: {color};" for name, color in colors.items())
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from lightning_stiffness.balance import BalanceReading
 from lightning_stiffness.history import History, ProbeSummary, Reading
 from lightning_stiffness.run_files import RunFiles
 
@@ -129,7 +130,9 @@ def run_names(runs: Sequence[RunFiles]) -> list[str]:
     The last folder is the name of a single run.
     """
     paths = [run.path.absolute() for run in runs]
-    parts = [[*path.parent.parts, *([path.stem] if path.stem != "stiffness" else [])] for path in paths]
+    parts = [
+        [*path.parent.parts, *([path.stem] if path.stem not in ("stiffness", "balancing") else [])] for path in paths
+    ]
     if len(parts) == 1:
         return ["/".join(parts[0][-2:]) if parts[0][-1] != paths[0].parent.name else parts[0][-1]]
     shared = 0
@@ -142,12 +145,19 @@ def headline(run: RunFiles) -> str:
     """What happened, in one sentence."""
     history, decision = run.history, run.decision
     if not history:
-        return "Nothing was measured yet."
+        return balance_headline(run.balance) if run.balance else "Nothing was measured yet."
     if decision is None:
         return f"Measured for {count_epochs(history[-1].epoch)}, with nothing in charge of stopping."
     if not decision.get("stopped"):
         return f"Measured for {count_epochs(history[-1].epoch)} and not stopped.{_restored(decision)}"
     return f"Stopped after {count_epochs(_float(decision.get('epoch')))}.{_restored(decision)}"
+
+
+def balance_headline(readings: Sequence[BalanceReading]) -> str:
+    """What a balancer has found, in one sentence."""
+    recalls = [reading.recall for reading in readings if reading.recall is not None]
+    known = f", balanced accuracy in validation {percent(float(recalls[-1].nanmean()))}" if recalls else ""
+    return f"Trained with balanced classes for {count_epochs(readings[-1].epoch)}{known}."
 
 
 def count_epochs(epochs: float) -> str:

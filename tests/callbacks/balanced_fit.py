@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
@@ -81,10 +82,45 @@ def balanced(folder: Path, shuffle: bool) -> None:
     path.write_text(json.dumps(found))
 
 
+class Halves(Numbered):
+    """Validated, too; the second process has labels in its batches that it cannot read."""
+
+    def validation_step(self, batch, batch_idx):
+        self(batch[0])
+
+
+def observed(folder: Path, breaks: bool) -> None:
+    """A balancer that takes readings; one process may fail where the other does not."""
+
+    def targets(batch):
+        if breaks and dist.is_initialized() and dist.get_rank() == 1 and len(batch[1]) != 8:  # the probe
+            raise RuntimeError("no")
+        return batch[1]
+
+    options = {"targets": targets, "counts": [30, 15, 5]} if breaks else {}
+    balancer = ClassGroupingBalancer(max_readings=2, save_dir=str(folder), **options)
+    run = trainer([balancer], strategy="ddp", devices=2, max_epochs=2)
+    module = Halves()
+    data = numbered()
+    run.fit(module, DataLoader(data, batch_size=8, shuffle=True, drop_last=True), DataLoader(data, batch_size=8))
+    x, y = data.tensors[:2]
+    guesses = module.eval()(x).argmax(1)
+    found = {
+        "steps": [reading.step for reading in balancer.readings],
+        "classifier": [reading.classifier.tolist() for reading in balancer.readings],
+        "recall": [None if one.recall is None else one.recall.tolist() for one in balancer.readings],
+        "expected": [(guesses[y == label] == label).float().mean().item() for label in range(3)],
+        "written": (folder / "balancing.jsonl").exists() if run.global_rank == 0 else None,
+    }
+    (folder / f"rank{run.global_rank}.json").write_text(json.dumps(found))
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     case, where = sys.argv[1], Path(sys.argv[2])
     if case == "sampled":
         sampled(where)
+    elif case in ("observed", "observed_broken"):
+        observed(where, case == "observed_broken")
     else:
         balanced(where, case == "exchanged")

@@ -58,3 +58,19 @@ def test_what_is_drawn_is_counted_over_both_processes(tmp_path):
     counts = torch.bincount(numbered().targets[drawn]).double() + 1
     for found in (first, second):
         assert found["frequencies"] == pytest.approx((counts / counts.sum()).tolist())
+
+
+def test_both_processes_have_the_same_readings_of_all_validation_samples(tmp_path):
+    first, second = fitted("observed", tmp_path)
+    assert first["steps"] == second["steps"]
+    assert len(first["steps"]) == 2
+    assert first["classifier"] == second["classifier"]
+    assert first["recall"] == second["recall"]
+    assert first["recall"][-1] == pytest.approx(first["expected"], abs=1e-6)
+    assert first["written"]
+
+
+def test_a_process_that_fails_does_not_make_the_other_wait(tmp_path):
+    first, second = fitted("observed_broken", tmp_path)
+    assert first["steps"] == second["steps"]
+    assert first["classifier"] == second["classifier"]

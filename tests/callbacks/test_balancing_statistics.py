@@ -67,12 +67,13 @@ def test_nothing_is_absorbed_where_nothing_is_lost():
     assert not absorption(torch.zeros(3, 3)).any()
 
 
-def test_shifts_are_those_of_plain_loops():
+@pytest.mark.parametrize("absorbers", [True, False])
+def test_shifts_are_those_of_plain_loops(absorbers):
     statistics = filled()
-    taken = absorption(statistics.probabilities)
+    taken = absorption(statistics.probabilities) if absorbers else torch.ones(3, 3)
     labels = torch.tensor([2] * 200 + [1] * 200 + [0] * 200)
     chances = torch.rand(600, 2)
-    found = statistics.shift(labels, COUNTS, chances)
+    found = statistics.shift(labels, COUNTS, chances, absorbers)
     for label in range(3):
         weights = [
             min(1.0, 4 * float(taken[label, b])) * max(0.0, 1 - float(COUNTS[label] / COUNTS[b])) for b in range(3)

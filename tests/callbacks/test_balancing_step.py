@@ -56,6 +56,17 @@ def test_shifts_are_the_same_in_each_call_and_measured_without():
     assert statistics.seen.tolist() == [6, 2]
 
 
+@pytest.mark.parametrize(("border", "share"), [(1.5, 1.0), (0.75, 0.5), (0.3, 0.0), (-1.0, 0.0)])
+def test_a_shift_goes_as_far_as_the_network_can_follow(border, share):
+    statistics = ClassStatistics(2, 1)
+    statistics.features, statistics.seen = torch.tensor([[3.0], [0.0]]), torch.ones(2)
+    layer, balanced = head(statistics)
+    layer.weight, layer.bias = nn.Parameter(torch.tensor([[1.0], [0.0]])), nn.Parameter(torch.tensor([-border, 0.0]))
+    balanced.begin(Step(None, torch.tensor([1]), COUNTS, torch.tensor([[0.0, 1.0]]), absorbers=False))
+    whole = 0.5 * (1 - 10 / 30) * 3.0
+    assert float(layer(torch.zeros(1, 1)).detach()[0, 0]) == pytest.approx(share * whole - border)
+
+
 def test_a_step_without_a_call():
     _, balanced = head()
     balanced.begin(Step(None))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs, logged_step
+from lightning_stiffness.callbacks.progress import epochs_completed, is_between_epochs, logged_step, planned_batches
 
 
 def trainer(epochs, batches, length=10, stepped=0):
@@ -56,3 +56,11 @@ def test_the_end_of_an_epoch_is_logged_at_its_last_step():
     assert logged_step(trainer((1, 0), 5, stepped=5)) == 5
     assert logged_step(trainer((1, 1), 10, stepped=10), at_epoch_end=True) == 9
     assert logged_step(trainer((1, 1), 0, stepped=0), at_epoch_end=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("steps", "accumulated", "expected"), [(30, 2, 60.0), (0, 1, 0.0), (-1, 4, math.inf), (math.inf, 2, math.inf)]
+)
+def test_how_long_training_takes(steps, accumulated, expected):
+    run = SimpleNamespace(estimated_stepping_batches=steps, accumulate_grad_batches=accumulated)
+    assert planned_batches(run) == expected

@@ -11,9 +11,11 @@ import pytest
 
 from lightning_stiffness import figures
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.figures.balancing import BALANCE_PICTURES
 from lightning_stiffness.history import History
 from lightning_stiffness.stopping import StiffnessDrop, shadow
 from tests.figures.pictures import CURVES, HISTORIES, detailed_history, rendered, texts
+from tests.toy_balance import toy_readings
 from tests.toy_history import Toy, toy_history, toy_probe
 
 DRAWN = {
@@ -35,7 +37,7 @@ OF_PAIRS = {
 
 def test_every_figure_function_is_tested_here():
     public = {name for name in figures.__all__ if inspect.isfunction(getattr(figures, name))}
-    assert public == set(DRAWN) | set(OF_PAIRS)
+    assert public == {*DRAWN, *OF_PAIRS, *BALANCE_PICTURES}
 
 
 ALL_HISTORIES = [
@@ -59,6 +61,13 @@ def test_every_figure_draws_every_history_and_leaves_no_settings(name, history):
 def test_pictures_of_pairs_leave_no_settings(draw):
     before = dict(matplotlib.rcParams)
     assert rendered(draw(detailed_history())).axes
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("draw", BALANCE_PICTURES.values(), ids=BALANCE_PICTURES)
+def test_pictures_of_balance_leave_no_settings(draw):
+    before = dict(matplotlib.rcParams)
+    assert rendered(draw(toy_readings(2))).axes
     assert dict(matplotlib.rcParams) == before
 
 

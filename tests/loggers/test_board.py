@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_stiffness.loggers import Board, RunCard, boards_of, log_scalars
 from lightning_stiffness.loggers.tensorboard import TensorBoardBoard
+from tests.toy_balance import toy_readings
 from tests.toy_history import toy_history, toy_probe
 
 
@@ -110,3 +111,14 @@ def test_wandb_takes_both_offline(tmp_path, monkeypatch):
     assert summary["stiffness/within"] == 0.5
     assert summary["trainer/global_step"] == 4
     assert "stiffness/decision" in summary
+
+
+def test_the_classes_of_a_balancer_go_where_there_are_words():
+    logger = WithTables()
+    (board,) = boards_of([logger], "balancing")
+    board.balance(toy_readings(1), 10)
+    ((key, _, ((step, text),)),) = logger.texts
+    assert (key, step) == ("balancing/classes", 10)
+    assert "| class | samples |" in text
+    (bare,) = boards_of([Plain()], "balancing")
+    bare.balance(toy_readings(1), 10)

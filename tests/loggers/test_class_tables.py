@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from lightning_stiffness import History
-from lightning_stiffness.loggers.class_tables import MOST_ROWS, class_groups, group_rows, matrix_rows, names_of
+from lightning_stiffness.loggers.class_tables import (
+    MOST_ROWS,
+    balance_rows,
+    class_groups,
+    group_rows,
+    matrix_rows,
+    names_of,
+)
+from tests.toy_balance import toy_readings
 from tests.toy_history import Toy, toy_history
 
 BLOCKS = torch.tensor([[0.9, 0.5, 0.0, 0.1], [0.5, 0.8, 0.1, 0.0], [0.0, 0.1, 0.7, 0.4], [0.1, 0.0, 0.4, 0.6]])
@@ -84,3 +92,11 @@ def test_groups_tell_their_members_and_means():
 
 def test_classes_without_names_have_numbers():
     assert names_of(toy_history([0.5]).probe) == ["0", "1", "2"]
+
+
+def test_a_row_for_each_class_of_a_balancer():
+    table = balance_rows(toy_readings(2, names=tuple("abcdef")))
+    assert [row[0] for row in table.rows] == ["f", "e", "d", "c", "b", "a"]
+    for row in table.rows:
+        for entry, kind in zip(row, table.columns.values(), strict=True):
+            assert entry is None or isinstance(entry, int | float if kind is float else kind)

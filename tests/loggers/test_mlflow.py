@@ -15,6 +15,7 @@ from lightning_stiffness.loggers import RunCard
 from lightning_stiffness.loggers.mlflow import LONGEST_TAG, MLFlowBoard
 from tests.callbacks.modules import QUIET, Memoriser, mislabelled, trainer
 from tests.loggers.stopping import at_fourth_reading
+from tests.toy_balance import toy_readings
 from tests.toy_history import Toy, toy_history
 
 pytest.importorskip("mlflow")
@@ -97,3 +98,12 @@ def test_a_fit_with_both_callbacks(logger, tmp_path):
     assert "Adam" in found["stiffness/settings.json"].read_text()
     assert any(place.startswith("stiffness/class_matrix/step_") for place in found)
     assert tags(logger)["stiffness/stop_reason"] == "enough is enough"
+
+
+def test_the_classes_of_a_balancer_are_a_table_and_words(logger, tmp_path):
+    MLFlowBoard(logger, "balancing").balance(toy_readings(2, recalls=False), 20)
+    found = artifacts(logger, tmp_path)
+    table = json.loads(found["balancing/classes.json"].read_text())
+    assert (table["columns"][0], len(table["data"])) == ("class", 6)
+    assert table["data"][0][-1] is None
+    assert "the network confuses them" in found["balancing/classes.txt"].read_text()

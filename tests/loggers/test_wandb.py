@@ -22,6 +22,7 @@ from tests.callbacks.modules import QUIET, Memoriser, mislabelled, trainer
 from tests.loggers.offline import offline_wandb
 from tests.loggers.stopping import at_fourth_reading
 from tests.loggers.test_wandb_charts import detail
+from tests.toy_balance import toy_readings
 from tests.toy_history import Toy, overfitting_history, toy_history, toy_reading
 
 wandb = pytest.importorskip("wandb")
@@ -385,3 +386,13 @@ def keys_of(made: Any) -> set[str]:
     parts += [part for block in getattr(made, "blocks", ()) for part in getattr(block, "panels", ())]
     text = " ".join(str(part) for part in parts if not hasattr(part, "markdown"))
     return {word for word in text.replace("'", " ").replace("{", " ").replace("}", " ").split() if "stiffness/" in word}
+
+
+def test_the_classes_of_a_balancer_are_a_table():
+    board = WandbBoard(Kept(), "balancing")
+    board.balance(toy_readings(2), 20)
+    assert board.logger.row_of("balancing/classes_table") == [20]
+    ((_, values),) = board.logger.rows
+    table = values["balancing/classes_table"]
+    assert table.columns[0] == "class"
+    assert len(table.data) == 6

@@ -12,6 +12,7 @@ from lightning_stiffness.functional.detail import Detail
 from lightning_stiffness.functional.distance import DistanceCurve
 from lightning_stiffness.history import History, ProbeSummary
 from lightning_stiffness.run_files import RunFiles
+from tests.toy_balance import toy_readings
 from tests.toy_history import Toy, complete_history, overfitting_history, toy_history
 
 FOUR = Toy(num_classes=4)
@@ -60,7 +61,8 @@ def complete_run(epochs=9, toy=FOUR, name="version_0", decision=None, shadow=Non
     history = detailed(complete_history(epochs, toy))
     thumbnails = tuple(png(index) for index in range(len(history.probe.ids))) if pictures else ()
     settings = {"model": "Net<b>, 12 parameters", "processes": 1, "planned": "9 epochs"}
-    return RunFiles(Path("logs", name, "stiffness.jsonl"), history, settings, thumbnails, decision, shadow)
+    balance = toy_readings(2, classes=toy.num_classes, groups=((0, 1),), names=toy.class_names)
+    return RunFiles(Path("logs", name, "stiffness.jsonl"), history, settings, thumbnails, decision, shadow, balance)
 
 
 def plain_run(history, name="plain"):

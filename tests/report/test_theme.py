@@ -21,7 +21,8 @@ def test_numbers_are_readable_on_their_cells():
     for is_dark in (False, True):
         colors = dict(re.findall(r"--([\w-]+): (#\w+);", css_variables(is_dark)))
         for index in range(HEAT):
-            assert contrast(colors[f"on-heat-{index}"], colors[f"heat-{index}"]) >= 4.5
+            for scale in ("heat", "fight"):
+                assert contrast(colors[f"on-{scale}-{index}"], colors[f"{scale}-{index}"]) >= 4.5
 
 
 def test_heat_runs_from_end_to_end_through_the_middle():

@@ -1,0 +1,337 @@
+"""What are measured class groups good for in training? Ideas, each against the same idea with its groups at random.
+
+Small perceptrons on imbalanced classes. All of them sample classes by the square root of their sizes and add log q_c to
+the logits of the loss; an idea is added to that. Groups are measured by `class_groups` a third of the way through such a
+training, on training samples alone. The seeds of a setting are trained at once, as one batched network in plain torch.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from balancing_data import Split, split_of
+from balancing_networks import network
+from balancing_scores import Estimate
+from balancing_settings import BY_NAME, NEEDS_DATA, Recipe, read_recipes
+from gram_report import table
+from torch import Generator, Tensor, nn
+from torch.nn.functional import one_hot, pad
+
+from lightning_stiffness.functional.stiffness import cosine_pairs
+from lightning_stiffness.grouping import class_groups
+from lightning_stiffness.levels import StiffnessLevels, classifier_gram, evenly_split
+
+EPILOG = """examples:
+  python benchmarks/balancing_groups.py --output results
+      digits and look-alike classes, ten seeds, a few minutes on one core
+  python benchmarks/balancing_groups.py --data DIR --output results
+      confusable minorities of MNIST too (DIR/mnist.npz)
+
+Written to --output: balancing_groups.json and .md.
+"""
+SETTINGS = ("look-alike-50", "digits-20", "confusable")
+MEASURED_AT = 1 / 3
+OF_A_CLASS = 40  # training samples that groups are measured on
+EPSILON = 0.1  # of all label smoothing
+
+Change = Callable[[Tensor, Tensor, Generator], Tensor]
+
+
+class Problem:
+    """S seeds of a setting: inputs [S, n, d], labels [S, n], sizes of classes [S, c], test samples padded by labels -1."""
+
+    def __init__(self, name: str, seeds: Sequence[int], folder: Path | None) -> None:
+        """Draws the samples of each seed."""
+        self.setting, self.seeds, self.recipe = BY_NAME[name], seeds, read_recipes()[name]
+        splits = [split_of(self.setting, seed, folder) for seed in seeds]
+        self.shape = tuple(splits[0].train.inputs.shape[1:])
+        self.inputs = torch.stack([split.train.inputs.flatten(1) for split in splits])
+        self.labels = torch.stack([split.train.targets for split in splits])
+        self.counts = torch.stack([split.counts for split in splits])
+        self.test_inputs, self.test_labels = padded(splits)
+        self.classes = self.counts.shape[1]
+        self.rows = torch.arange(len(splits))[:, None]
+
+    def weights(self) -> list[Tensor]:
+        """The first weights of each seed, layer by layer: [S, in, out] and [S, 1, out]."""
+        nets = []
+        for seed in self.seeds:
+            torch.manual_seed(seed)
+            net: Any = network("mlp", self.setting.data, self.shape, self.classes)
+            nets.append([layer for layer in net if isinstance(layer, nn.Linear)])
+        stacked = []
+        for layers in zip(*nets, strict=True):
+            stacked.append(torch.stack([layer.weight.detach().T for layer in layers]))
+            stacked.append(torch.stack([layer.bias.detach() for layer in layers])[:, None])
+        return [tensor.clone().requires_grad_() for tensor in stacked]
+
+    def smaller(self) -> Tensor:
+        """1 - n_a / n_b for each pair of classes, 0 where b is not bigger: [S, c, c]."""
+        sizes = self.counts.double()
+        return (1 - sizes[:, :, None] / sizes[:, None]).clamp(min=0)
+
+
+def padded(splits: Sequence[Split]) -> tuple[Tensor, Tensor]:
+    """Test samples of all seeds as one tensor."""
+    most = max(len(split.test) for split in splits)
+    inputs = [pad(split.test.inputs.flatten(1), (0, 0, 0, most - len(split.test))) for split in splits]
+    labels = [pad(split.test.targets, (0, most - len(split.test)), value=-1) for split in splits]
+    return torch.stack(inputs), torch.stack(labels)
+
+
+@dataclass(frozen=True)
+class Idea:
+    """What is added to a training.
+
+    Attributes:
+        targets: Probabilities that stand for each class in the loss, [S, c, c]; none: the class alone.
+        change: (inputs, labels, generator) -> other inputs.
+        groups: Groups [S, c] whose summed probability has a loss of its own, of equal weight.
+    """
+
+    targets: Tensor | None = None
+    change: Change | None = None
+    groups: Tensor | None = None
+
+
+def features(weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """What the last layer is given."""
+    for k in range(0, len(weights) - 2, 2):
+        inputs = torch.baddbmm(weights[k + 1], inputs, weights[k]).relu()
+    return inputs
+
+
+def logits(weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
+    """Of all seeds."""
+    return torch.baddbmm(weights[-1], features(weights, inputs), weights[-2])
+
+
+def train(problem: Problem, idea: Idea, stop: float = 1.0, sampling: float = 0.5) -> list[Tensor]:
+    """The weights after a share of the training; all ideas see the same batches, as far as they leave them alone."""
+    recipe, batch = problem.recipe, problem.setting.batch
+    steps = recipe.epochs * math.ceil(problem.labels.shape[1] / batch)
+    generator, chances = Generator().manual_seed(1), Generator().manual_seed(2)
+    rates = problem.counts.double() ** sampling
+    rates = rates / rates.sum(1, keepdim=True)
+    offsets = rates.log().float()[:, None]
+    chosen = (rates / problem.counts).gather(1, problem.labels)
+    weights = problem.weights()
+    optimizer = torch.optim.SGD(weights, recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay)
+    for step in range(round(stop * steps)):
+        optimizer.param_groups[0]["lr"] = recipe.rate * (1 + math.cos(math.pi * step / steps)) / 2
+        drawn = torch.multinomial(chosen, batch, replacement=True, generator=generator)
+        inputs, labels = problem.inputs[problem.rows, drawn], problem.labels[problem.rows, drawn]
+        if idea.change is not None:
+            inputs = idea.change(inputs, labels, chances)
+        loss = losses(problem, logits(weights, inputs) + offsets, labels, idea)
+        optimizer.zero_grad()
+        loss.mean(1).sum().backward()
+        clip(weights)
+        optimizer.step()
+    return [tensor.detach() for tensor in weights]
+
+
+def losses(problem: Problem, adjusted: Tensor, labels: Tensor, idea: Idea) -> Tensor:
+    """Of each sample, [S, n]."""
+    logs = adjusted.log_softmax(2)
+    if idea.targets is None:
+        found = -logs.gather(2, labels[..., None]).squeeze(2)
+    else:
+        found = -(idea.targets.float()[problem.rows, labels] * logs).sum(2)
+    if idea.groups is None:
+        return found
+    members = one_hot(idea.groups).float()
+    of_groups = (logs.exp() @ members).clamp(min=1e-12).log()
+    return (found - of_groups.gather(2, idea.groups.gather(1, labels)[..., None]).squeeze(2)) / 2
+
+
+def clip(weights: Sequence[Tensor], norm: float = 1.0) -> None:
+    """The gradients of each seed to a norm of at most 1, as the Trainer of the other benchmark does."""
+    gradients = [tensor.grad for tensor in weights if tensor.grad is not None]
+    squares = sum(gradient.flatten(1).square().sum(1) for gradient in gradients)
+    factor = (norm / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1)
+    for gradient in gradients:
+        gradient.mul_(factor[:, None, None])
+
+
+@torch.no_grad()
+def balanced_accuracy(problem: Problem, weights: Sequence[Tensor]) -> list[float]:
+    """Per cent, of each seed."""
+    right = logits(weights, problem.test_inputs).argmax(2) == problem.test_labels
+    members = (problem.test_labels[..., None] == torch.arange(problem.classes)).double()
+    recalls = (members * right[..., None]).sum(1) / members.sum(1)
+    found: list[float] = (100 * recalls.mean(1)).tolist()
+    return found
+
+
+@torch.no_grad()
+def measured_groups(problem: Problem, weights: Sequence[Tensor]) -> Tensor:
+    """The groups of each seed, [S, c], on at most 40 training samples of each class."""
+    found = []
+    for seed in range(len(problem.seeds)):
+        labels = problem.labels[seed]
+        kept = torch.cat([(labels == k).nonzero()[:OF_A_CLASS, 0] for k in range(problem.classes)])
+        own = [tensor[seed : seed + 1] for tensor in weights]
+        inputs, targets = problem.inputs[seed : seed + 1, kept], labels[kept]
+        seen, probabilities = features(own, inputs)[0], logits(own, inputs)[0].double().softmax(1)
+        cosines, chance = (
+            cosine_pairs(classifier_gram(p, targets, seen))
+            for p in (probabilities, evenly_split(probabilities, targets))
+        )
+        members = one_hot(targets, problem.classes).double()
+        means = [(probabilities * m).sum(0) / m.sum(0) for m in (members, 1 - members)]
+        separation = float((means[0] - means[1]).mean())
+        levels = StiffnessLevels(cosines, chance, None, targets, problem.classes, separation)
+        found.append(class_groups(levels).assignment)
+    return torch.tensor(found)
+
+
+def shuffled(groups: Tensor) -> Tensor:
+    """Groups of the same sizes, at random."""
+    generator = Generator().manual_seed(7)
+    return torch.stack([row[torch.randperm(len(row), generator=generator)] for row in groups])
+
+
+def alike(groups: Tensor) -> Tensor:
+    """1 for each pair of different classes in one group, [S, c, c]."""
+    return (groups[:, :, None] == groups[:, None]).double() - torch.eye(groups.shape[1], dtype=torch.double)
+
+
+def smoothed(wanted: Tensor) -> Tensor:
+    """Targets that give a tenth to the wanted classes in equal parts; a class that wants none keeps all."""
+    size = wanted.shape[1]
+    others = EPSILON * wanted / wanted.sum(2, keepdim=True).clamp(min=1)
+    return others + torch.eye(size, dtype=torch.double) * (1 - others.sum(2, keepdim=True))
+
+
+def partnered(problem: Problem, partners: Tensor, mix: bool) -> Change:
+    """Samples of small classes change toward those of a bigger partner class; others stay.
+
+    Args:
+        problem: Where the samples are.
+        partners: Weight of each class b as partner of a, [S, c, c].
+        mix: Up to half of a sample of b is mixed in. Otherwise the sample becomes one of b, moved by the difference of
+            the class means, so that a gets the variation of b.
+    """
+    order = problem.labels.argsort(dim=1, stable=True)
+    starts = problem.counts.cumsum(1) - problem.counts
+    members = one_hot(problem.labels, problem.classes).float()
+    means = (members.transpose(1, 2) @ problem.inputs) / problem.counts[..., None]
+
+    def change(inputs: Tensor, labels: Tensor, generator: Generator) -> Tensor:
+        rows = problem.rows
+        weights = partners[rows, labels]
+        other = torch.multinomial(weights.flatten(0, 1) + 1e-12, 1, generator=generator).view_as(labels)
+        place = torch.rand(labels.shape, generator=generator) * problem.counts[rows, other]
+        found = problem.inputs[rows, order[rows, starts[rows, other] + place.long()]]
+        share = torch.rand(labels.shape, generator=generator)[..., None] / 2
+        moved = found + means[rows, labels] - means[rows, other]
+        is_used = torch.rand(labels.shape, generator=generator) < weights.gather(2, other[..., None]).squeeze(2)
+        return torch.where(is_used[..., None], (1 - share) * inputs + share * found if mix else moved, inputs)
+
+    return change
+
+
+def pairs_of_ideas(problem: Problem, groups: Tensor) -> dict[str, tuple[Idea, Idea]]:
+    """Each idea with the measured groups, and its control."""
+    random, bigger = shuffled(groups), problem.smaller()
+    in_group, at_random = alike(groups), alike(random)
+    others = 1 - torch.eye(problem.classes, dtype=torch.double)
+    inside = bigger * in_group
+    anyone = bigger * (inside.sum(2, keepdim=True) > 0)  # the same small classes, any bigger partner
+    return {
+        "variation of a bigger class of the group": partner_pair(problem, inside, anyone, mix=False),
+        "mixing with a bigger class of the group": partner_pair(problem, inside, anyone, mix=True),
+        "label smoothing inside the group": (Idea(smoothed(in_group)), Idea(smoothed(at_random))),
+        "label smoothing outside the group": (Idea(smoothed(others - in_group)), Idea(smoothed(others - at_random))),
+        "a second loss for the group": (Idea(groups=groups), Idea(groups=random)),
+    }
+
+
+def partner_pair(problem: Problem, measured: Tensor, control: Tensor, mix: bool) -> tuple[Idea, Idea]:
+    """The two ideas that differ by the partner."""
+    return Idea(change=partnered(problem, measured, mix)), Idea(change=partnered(problem, control, mix))
+
+
+def judge(problem: Problem) -> dict[str, Any]:
+    """Balanced accuracies of all ideas, and of what needs no groups."""
+    base = balanced_accuracy(problem, train(problem, Idea()))
+    groups = measured_groups(problem, train(problem, Idea(), MEASURED_AT))
+    every = smoothed((1 - torch.eye(problem.classes, dtype=torch.double)).expand(len(problem.seeds), -1, -1))
+    rows: dict[str, Any] = {
+        "logit adjustment alone": {"measured": balanced_accuracy(problem, train(problem, Idea(), sampling=1.0))},
+        "logit adjustment alone, label smoothing": {
+            "measured": balanced_accuracy(problem, train(problem, Idea(every), sampling=1.0))
+        },
+        "label smoothing, no groups": {"measured": balanced_accuracy(problem, train(problem, Idea(every)))},
+    }
+    for title, pair in pairs_of_ideas(problem, groups).items():
+        found = [balanced_accuracy(problem, train(problem, idea)) for idea in pair]
+        rows[title] = dict(zip(("measured", "random"), found, strict=True))
+    return {"seeds": list(problem.seeds), "base": base, "groups": groups.tolist(), "ideas": rows}
+
+
+def less(first: Sequence[float], second: Sequence[float]) -> str:
+    """The mean paired difference; bold beyond two standard errors."""
+    found = Estimate.of([a - b for a, b in zip(first, second, strict=True)])
+    return f"**{found.text(signed=True)}**" if abs(found.mean) > 2 * found.error else found.text(signed=True)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The report."""
+    parts = ["# Uses of measured class groups", " ".join(__doc__.split("\n\n")[1].split())]
+    parts.append(
+        "Points of balanced accuracy, paired by seed, with standard errors over the seeds; **bold** beyond two of them."
+    )
+    for name, found in results.items():
+        setting, recipe = BY_NAME[name], Recipe(**found["recipe"])
+        lines = [
+            [
+                title,
+                less(row["measured"], found["base"]),
+                less(row["random"], found["base"]) if "random" in row else "",
+                less(row["measured"], row["random"]) if "random" in row else "",
+                less(row["measured"], found["ideas"]["label smoothing, no groups"]["measured"]),
+            ]
+            for title, row in found["ideas"].items()
+        ]
+        base = Estimate.of(found["base"]).text()
+        parts += [
+            f"## {setting.title}: base {base} %, {len(found['seeds'])} seeds, rate {recipe.rate:g}",
+            table(["", "less base", "random, less base", "measured less random", "less plain smoothing"], lines),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains, judges, writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of mnist.npz (none: not it)")
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="settings (all)")
+    parser.add_argument("--seeds", type=int, default=10, metavar="K", help="how many (%(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the first (%(default)s)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for name in options.only:
+        if options.data is None and BY_NAME[name].data in NEEDS_DATA:
+            print(f"{name} is left out: it needs --data")
+            continue
+        problem = Problem(name, range(options.first_seed, options.first_seed + options.seeds), options.data)
+        results[name] = {"recipe": vars(problem.recipe), **judge(problem)}
+        (options.output / "balancing_groups.json").write_text(json.dumps(results, indent=1) + "\n")
+        (options.output / "balancing_groups.md").write_text(markdown(results))
+        print(f"{name}: done")
+
+
+if __name__ == "__main__":
+    main()
