@@ -43,7 +43,7 @@ Change = Callable[[Tensor, Tensor, Generator], Tensor]
 
 
 class Problem:
-    """S seeds of a setting: inputs [S, n, d], labels [S, n], sizes of classes [S, c], test samples padded by labels -1."""
+    """S seeds of a setting: inputs [S, n, d], labels [S, n], class sizes [S, c], test labels padded by -1."""
 
     def __init__(self, name: str, seeds: Sequence[int], folder: Path | None) -> None:
         """Draws the samples of each seed."""
