@@ -1,7 +1,7 @@
 """What are measured class groups good for in training? Ideas, each against the same idea with its groups at random.
 
-Small perceptrons on imbalanced classes. All of them sample classes by the square root of their sizes and add log q_c to
-the logits of the loss; an idea is added to that. Groups are measured by `class_groups` a third of the way through such a
+Small perceptrons on imbalanced classes. All sample classes by the square root of their sizes and add log q_c to the
+logits of the loss; an idea is added to that. Groups are measured by `class_groups` a third of the way through such a
 training, on training samples alone. The seeds of a setting are trained at once, as one batched network in plain torch.
 """
 
