@@ -38,6 +38,7 @@ class BalanceReading:
         lost: The probability that the samples of each class give to other classes, mean, in [0, 1]: of validation
             samples where there are recalls, else of the probe.
         progress: By how much the loss of each class falls in the mean training step (`functional.class_progress`).
+        progress_se: Its standard error.
         classifier: Class matrix at the classifier, [c, c]: negative where two classes fight; None where it was dropped.
         features: Class matrix of all other parameters: positive where two classes share what is being learnt; None
             where there are none, or where it was dropped.
@@ -62,6 +63,7 @@ class BalanceReading:
     agreement: float
     lost: Float[Tensor, "c"]
     progress: Float[Tensor, "c"]
+    progress_se: Float[Tensor, "c"]
     classifier: Float[Tensor, "c c"] | None = None
     features: Float[Tensor, "c c"] | None = None
     absorption: Float[Tensor, "c c"] | None = None
@@ -83,10 +85,23 @@ class BalanceReading:
         return tuple(label for label in self.small if float(self.progress[label]) < 0)
 
     @property
+    def clearly_sacrificed(self) -> tuple[int, ...]:
+        """Those of them whose progress is below 0 by more than two standard errors."""
+        return tuple(k for k in self.sacrificed if float(self.progress[k]) < -2 * float(self.progress_se[k]))
+
+    @property
     def sacrificed_share(self) -> float:
         """Share of the small classes that are sacrificed, of those where it is known; nan where it is of none."""
+        return self._share(self.sacrificed)
+
+    @property
+    def clearly_sacrificed_share(self) -> float:
+        """The same of those that are clearly sacrificed."""
+        return self._share(self.clearly_sacrificed)
+
+    def _share(self, labels: Sequence[int]) -> float:
         known = [label for label in self.small if not math.isnan(float(self.progress[label]))]
-        return len(self.sacrificed) / len(known) if known else math.nan
+        return len(labels) / len(known) if known else math.nan
 
     @property
     def members(self) -> tuple[tuple[int, ...], ...]:
@@ -98,6 +113,7 @@ class BalanceReading:
         """The numbers worth a curve: sacrificed share, classes in groups, agreement, recalls where they are known."""
         known = {
             "sacrificed": self.sacrificed_share,
+            "clearly_sacrificed": self.clearly_sacrificed_share,
             "classes_in_groups": float(sum(map(len, self.members))),
             "group_agreement": self.agreement,
         }
@@ -165,7 +181,10 @@ def load_readings(path: "str | os.PathLike[str]") -> list[BalanceReading]:
             f"{path} must be of version {VERSION} or older, but is of {header.get('version')!r}. Update "
             "lightning-stiffness."
         )
-    return [reading_of_record(record) for record in records]
+    try:
+        return [reading_of_record(record) for record in records]
+    except StiffnessError as error:
+        raise StiffnessError(f"{path}: {error}") from error
 
 
 def _entry(value: Any) -> Any:

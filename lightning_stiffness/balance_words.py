@@ -27,7 +27,7 @@ def class_labels(reading: BalanceReading) -> list[str]:
 
     >>> import torch
     >>> flat = torch.tensor([3.0, 1])
-    >>> class_labels(BalanceReading(1, 1.0, flat, flat, (0, 1), (0, 1), "", math.nan, flat, flat))
+    >>> class_labels(BalanceReading(1, 1.0, flat, flat, (0, 1), (0, 1), "", math.nan, flat, flat, flat))
     ['0 (n=3)', '1 (n=1)']
     """
     names = class_names(reading)
@@ -106,8 +106,9 @@ def sacrificed_caption(reading: BalanceReading) -> str:
     """How to read the sacrificed classes."""
     return (
         "A small class is sacrificed where the mean training step raises the loss of other samples of the class, to "
-        "first order. Orange squares: which ones, at which reading. What to do: a class that stays sacrificed is drawn "
-        "too rarely for what the others do to it: draw it more often (rates=), or collect samples of it."
+        "first order. Dark orange: by more than two standard errors; pale: it may be chance. Squares: which classes, "
+        "at which reading. What to do: a class that stays dark orange is drawn too rarely for what the others do to "
+        "it: draw it more often (rates=), or collect samples of it."
     )
 
 

@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_a_torn_line_is_left_out_and_a_damaged_one_named(tmp_path):
     path.write_bytes(whole[:-20])
     assert len(load_readings(path)) == 1
     path.write_bytes(whole.replace(b'"step"', b'"stop"', 1))
-    with pytest.raises(StiffnessError, match="no record of a reading"):
+    with pytest.raises(StiffnessError, match=r"balancing\.jsonl: .*no record of a reading"):
         load_readings(path)
 
 
@@ -87,11 +87,14 @@ def test_with_many_classes_only_the_last_reading_keeps_its_matrices(monkeypatch)
 def test_small_and_sacrificed_classes():
     counts = torch.tensor([100.0, 60, 10, 40, 11])  # the mean is 44.2, three quarters of it 33.15
     progress = torch.tensor([1.0, -1, -1, -1, math.nan])
-    reading = toy_reading(classes=5, counts=counts, progress=progress, groups=())
+    error = torch.tensor([0.1, 0.1, 0.6, 0.1, 0.1])
+    reading = toy_reading(classes=5, counts=counts, progress=progress, progress_se=error, groups=())
     assert reading.small == (4, 2)
     assert reading.sacrificed == (2,)
     assert reading.sacrificed_share == 1.0  # of those that are known
-    assert reading.metrics()["sacrificed"] == 1.0
+    assert (reading.metrics()["sacrificed"], reading.metrics()["clearly_sacrificed"]) == (1.0, 0.0)
+    assert replace(reading, progress_se=error / 2).clearly_sacrificed == (2,)
+    assert replace(reading, progress_se=error * math.nan).clearly_sacrificed == ()
     alike = toy_reading(classes=5, counts=torch.full((5,), 20.0), groups=())
     assert alike.small == ()
     assert math.isnan(alike.sacrificed_share)
@@ -111,6 +114,6 @@ def test_metrics_know_validation_where_it_has_run():
     assert found["worst_recall"] == pytest.approx(0.625)
     assert found["worst_recall_at_natural_frequencies"] == pytest.approx(0.625**2)
     assert (found["classes_in_groups"], found["group_agreement"]) == (2.0, 0.75)
-    assert set(toy_reading(10, recalls=False).metrics()) == {"sacrificed", "classes_in_groups"}
+    assert set(toy_reading(10, recalls=False).metrics()) == {"sacrificed", "clearly_sacrificed", "classes_in_groups"}
     partly = toy_reading(20, classes=2, groups=(), recall=torch.tensor([0.5, math.nan]))
     assert (partly.metrics()["balanced_accuracy"], partly.metrics()["worst_recall"]) == (0.5, 0.5)

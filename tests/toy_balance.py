@@ -32,6 +32,7 @@ def toy_reading(step=10, classes=6, seed=0, names=None, recalls=True, groups=((0
         "agreement": math.nan if step == 10 else 0.75,
         "lost": torch.linspace(0.02, 0.4, classes),
         "progress": torch.randn(classes, generator=generator),
+        "progress_se": torch.full((classes,), 0.5),
         "classifier": classifier,
         "features": -classifier / 2,
         "absorption": absorption,

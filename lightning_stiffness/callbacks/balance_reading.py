@@ -17,7 +17,7 @@ from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
 from lightning_stiffness.callbacks.step_run import output_of, require_usable
 from lightning_stiffness.callbacks.training_step import training_precision
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.functional.class_progress import class_progress
+from lightning_stiffness.functional.class_progress import class_progress, class_progress_error
 from lightning_stiffness.functional.tally import membership
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.grouping import agreement, class_groups
@@ -148,6 +148,7 @@ class BalanceReader:
             groups = class_groups(levels, draws=DRAWS, seed=self._seed)
             means, measured = _class_means(logits, levels.targets)
             progress = class_progress(products, levels.targets, now.rates)
+            error = class_progress_error(products, levels.targets, now.rates)
             classifier, features = levels.classifier_matrix, levels.feature_matrix
         return BalanceReading(
             step=now.step,
@@ -160,6 +161,7 @@ class BalanceReader:
             agreement=float("nan") if before is None else agreement(before.groups, groups.assignment),
             lost=lost_by(means),
             progress=progress.float().cpu(),
+            progress_se=error.float().cpu(),
             classifier=classifier.float().cpu(),
             features=None if features is None else features.float().cpu(),
             absorption=absorption(means),

@@ -29,7 +29,7 @@ from lightning_stiffness.figures.matrices import draw_matrix, limit_of
 
 COLORS: Final = LinearSegmentedColormap.from_list("fight and share", (ORANGE, "#FFFFFF", BLUE))
 SHADES: Final = (BLUE, "#4C9CCB", "#9CC9E3")  # of those that take most, second and third
-REST, SPARED, UNKNOWN = "#D9D9D9", "#DCEAF3", "#FFFFFF"
+REST, SPARED, UNKNOWN, PALE = "#D9D9D9", "#DCEAF3", "#FFFFFF", "#F2BF99"
 MOST_BARS: Final = 40  # classes with a row each
 BAR: Final = 5.6  # inches
 LETTER, TEXT = 0.064, 8.5  # inches of a letter, points of a caption
@@ -144,15 +144,15 @@ def sacrificed_classes(readings: Sequence[BalanceReading]) -> Figure:
     rows = ROW * len(small)
     sheet = _Sheet(left + BAR + 0.3, 1.5 + 0.35 + rows, 0.55, sacrificed_caption(reading))
     upper = sheet.axes(left, BAR, above=rows + 0.35, height=1.5)
-    shares = [100 * one.sacrificed_share for one in readings]
-    upper.plot(range(len(readings)), shares, color=ORANGE, linewidth=2.0, marker="o", markersize=4.0)
+    for color, kind in ((PALE, "sacrificed_share"), (ORANGE, "clearly_sacrificed_share")):
+        shares = [100 * getattr(one, kind) for one in readings]
+        upper.plot(range(len(readings)), shares, color=color, linewidth=2.0, marker="o", markersize=4.0)
     upper.set_ylim(-4, 104)
     upper.set_ylabel("per cent")
     lower = sheet.axes(left, BAR, height=rows)
-    chosen = torch.tensor(small)
-    values = torch.stack([_signs(one.progress[chosen]) for one in readings], 1)
-    colors = ListedColormap([UNKNOWN, SPARED, ORANGE])
-    lower.imshow(values.numpy(), cmap=colors, vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    values = torch.tensor([[_standing(one, label) for one in readings] for label in small])
+    colors = ListedColormap([UNKNOWN, SPARED, PALE, ORANGE])
+    lower.imshow(values.numpy(), cmap=colors, vmin=-1, vmax=2, aspect="auto", interpolation="nearest")
     lower.set_yticks(range(len(small)), labels, fontsize=8.5)
     lower.spines[:].set_visible(False)
     lower.tick_params(length=0.0)
@@ -268,9 +268,11 @@ def _name_epochs(panels: Sequence[Axes], epochs: Sequence[float]) -> None:
     panels[-1].set_xlabel("epoch of the reading")
 
 
-def _signs(progress: Tensor) -> Tensor:
-    """1 where a class is sacrificed, 0 where it is not, -1 where it is not known."""
-    return torch.where(progress.isnan(), -1.0, (progress < 0).float())
+def _standing(reading: BalanceReading, label: int) -> int:
+    """2 where a class is clearly sacrificed, 1 where it may be, 0 where it is not, -1 where it is not known."""
+    if math.isnan(float(reading.progress[label])):
+        return -1
+    return int(label in reading.sacrificed) + int(label in reading.clearly_sacrificed)
 
 
 def _last(readings: Sequence[BalanceReading]) -> BalanceReading:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from lightning_stiffness.balance import BalanceReading
 from lightning_stiffness.balance_words import class_labels, class_names, shown_classes, takers
-from lightning_stiffness.report.drawing import EPOCH, Layer, Spec, epoch_axis, rounded, spec_of
+from lightning_stiffness.report.drawing import EPOCH, Layer, Spec, colors_by, epoch_axis, rounded, spec_of
 from lightning_stiffness.report.matrix_chart import MOST_NUMBERS, heat_color, names_axis, numbers
 from lightning_stiffness.report.words import percent
 
 MOST_BARS: Final = 40  # classes with a row each
 SHADES: Final = ("fight-24", "fight-20", "fight-16")  # colours of those that take most, second, third
 REST: Final = "var(--missing)"
+CLEAR, PALE = "var(--between)", "var(--fight-7)"  # classes that are sacrificed, and that may be
 
 
 def level_chart(reading: BalanceReading, matrix: Tensor, title: str) -> Spec:
@@ -129,13 +130,19 @@ def recall_chart(reading: BalanceReading) -> Spec:
 
 def share_chart(readings: Sequence[BalanceReading]) -> Spec:
     """Share of the small classes that are sacrificed, over the epochs."""
-    rows = [{EPOCH: rounded(one.epoch), "share": rounded(one.sacrificed_share)} for one in readings]
-    line = alt.Chart(alt.InlineData(rows)).mark_line(
-        color="var(--between)", strokeWidth=2.2, point=alt.OverlayMarkDef(size=30, filled=True, color="var(--between)")
-    )
+    kinds = {"all": "sacrificed_share", "beyond two standard errors": "clearly_sacrificed_share"}
+    rows = [
+        {EPOCH: rounded(one.epoch), "kind": kind, "share": rounded(getattr(one, name))}
+        for kind, name in kinds.items()
+        for one in readings
+    ]
+    point = alt.OverlayMarkDef(size=30, filled=True)
+    line = alt.Chart(alt.InlineData(rows)).mark_line(strokeWidth=2.2, point=point)
+    colors = colors_by(dict(zip(kinds, (PALE, CLEAR), strict=True)), "kind")
     y = alt.Y("share:Q", title="share of the small classes", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
-    tips = [alt.Tooltip("epoch:Q", format=".4~g"), alt.Tooltip("share:Q", format=".0%")]
-    return spec_of(line.encode(x=epoch_axis(), y=y, tooltip=tips), "Share of the small classes that are sacrificed.")
+    tips = [alt.Tooltip("kind:N"), alt.Tooltip("epoch:Q", format=".4~g"), alt.Tooltip("share:Q", format=".0%")]
+    chart = line.encode(x=epoch_axis(), y=y, color=colors, tooltip=tips)
+    return spec_of(chart, "Share of the small classes that are sacrificed.")
 
 
 def raster_chart(readings: Sequence[BalanceReading], shown: Sequence[int]) -> Spec:
@@ -146,7 +153,8 @@ def raster_chart(readings: Sequence[BalanceReading], shown: Sequence[int]) -> Sp
             "label": labels[label],
             EPOCH: f"{one.epoch:.4g}",
             "progress": rounded(float(one.progress[label])),
-            "color": _color(float(one.progress[label])),
+            "error": rounded(float(one.progress_se[label])),
+            "color": _color(one, label),
         }
         for label in shown
         for one in readings
@@ -157,6 +165,7 @@ def raster_chart(readings: Sequence[BalanceReading], shown: Sequence[int]) -> Sp
         alt.Tooltip("label:N", title="class"),
         alt.Tooltip("epoch:N"),
         alt.Tooltip("progress:Q", title="progress of the mean step", format=".3g"),
+        alt.Tooltip("error:Q", title="standard error", format=".2g"),
     ]
     return spec_of(
         cell.encode(
@@ -169,10 +178,12 @@ def raster_chart(readings: Sequence[BalanceReading], shown: Sequence[int]) -> Sp
     )
 
 
-def _color(progress: float) -> str:
-    if math.isnan(progress):
+def _color(reading: BalanceReading, label: int) -> str:
+    if math.isnan(float(reading.progress[label])):
         return "var(--missing)"
-    return "var(--between)" if progress < 0 else "var(--fight-15)"
+    if label in reading.clearly_sacrificed:
+        return CLEAR
+    return PALE if label in reading.sacrificed else "var(--fight-15)"
 
 
 def _shares(reading: BalanceReading, label: int, name: str, names: Sequence[str]) -> list[dict[str, Any]]:

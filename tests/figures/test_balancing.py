@@ -104,12 +104,14 @@ def test_recalls_before_and_after():
 
 
 def test_sacrificed_classes_over_time():
-    progress = [torch.tensor([1.0, 1, 1, *late]) for late in ([1, 1, 1], [-1, 1, 1], [-1, 1, torch.nan])]
-    readings = [replace(one, progress=values) for one, values in zip(NAMED, progress, strict=False)]
+    progress = [torch.tensor([1.0, 1, 1, *late]) for late in ([1, 1, 1], [-1, -1, 1], [-1, -1, torch.nan])]
+    error = torch.tensor([0.1, 0.1, 0.1, 0.3, 0.9, 0.1])
+    readings = [replace(one, progress=p, progress_se=error) for one, p in zip(NAMED, progress, strict=False)]
     assert readings[0].small == (3, 4, 5)
     upper, lower = sacrificed_classes(readings).axes
-    assert upper.lines[0].get_ydata().tolist() == pytest.approx([0, 100 / 3, 50])
-    assert lower.images[0].get_array().tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, -1]]
+    assert upper.lines[0].get_ydata().tolist() == pytest.approx([0, 200 / 3, 100])
+    assert upper.lines[1].get_ydata().tolist() == pytest.approx([0, 100 / 3, 50])
+    assert lower.images[0].get_array().tolist() == [[0, 2, 2], [0, 1, 1], [0, 0, -1]]
     assert [text.get_text() for text in lower.get_xticklabels()] == ["1", "2", "3"]
 
 

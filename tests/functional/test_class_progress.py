@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_stiffness import StiffnessError
-from lightning_stiffness.functional.class_progress import class_progress
+from lightning_stiffness.functional.class_progress import class_progress, class_progress_error
+from lightning_stiffness.functional.jackknife import jackknife_error
 from lightning_stiffness.gram import GramEngine
 
 
@@ -57,3 +58,36 @@ def test_a_class_may_be_sacrificed():
 def test_rates_that_are_none(rates):
     with pytest.raises(StiffnessError, match="rates must be numbers from 0 on"):
         class_progress(torch.ones(2, 2), torch.tensor([0, 1]), torch.tensor(rates))
+
+
+@pytest.mark.parametrize("sizes", [(4, 3, 5), (6, 1, 3), (2, 4, 3)])
+def test_the_error_is_that_of_the_jackknife(sizes):
+    """Against leaving out one sample after the other."""
+    labels = torch.tensor([label for label, size in enumerate(sizes) for _ in range(size)])
+    n, rates = len(labels), torch.tensor([0.5, 0.2, 0.3])
+    products = torch.randn(n, n, dtype=torch.float64)
+    found = class_progress_error(products, labels, rates)
+    replicates = []
+    for left_out in range(n):
+        kept = torch.arange(n) != left_out
+        replicates.append(class_progress(products[kept][:, kept], labels[kept], rates))
+    for label, size in enumerate(sizes):
+        if size < 3:
+            assert found[label].isnan()
+        else:
+            expected = jackknife_error(torch.stack(replicates)[:, label], labels)
+            assert float(found[label]) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_the_error_is_about_right():
+    """The spread of the progress over many draws of samples."""
+    labels, rates = torch.arange(24) % 2, torch.tensor([0.7, 0.3])
+    centres = torch.randn(2, 8)
+    values, errors = [], []
+    for _ in range(300):
+        gradients = centres[labels] + torch.randn(24, 8)
+        products = gradients @ gradients.T
+        values.append(class_progress(products, labels, rates))
+        errors.append(class_progress_error(products, labels, rates))
+    ratio = torch.stack(errors).square().mean(0).sqrt() / torch.stack(values).std(0)
+    assert ((ratio > 0.9) & (ratio < 1.35)).all()  # a jackknife is too large rather than too small

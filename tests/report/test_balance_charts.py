@@ -75,10 +75,11 @@ def test_a_class_without_validation_samples_has_no_dot():
 
 
 def test_sacrificed_classes():
-    progress = torch.tensor([1.0, 1, 1, 1, -1, math.nan])
-    readings = [replace(one, progress=progress) for one in READINGS]
-    assert [row["share"] for row in rows_of(share_chart(readings), "share")] == [pytest.approx(0.5)] * 3
+    progress, error = torch.tensor([1.0, 1, 1, -1, -1, math.nan]), torch.tensor([0.1, 0.1, 0.1, 0.9, 0.1, 0.1])
+    readings = [replace(one, progress=progress, progress_se=error) for one in READINGS]
+    assert [row["share"] for row in rows_of(share_chart(readings), "share")] == [1.0] * 3 + [0.5] * 3
     rows = rows_of(raster_chart(readings, LAST.small), "progress")
     assert len(rows) == 9
     colors = {row["label"][:3]: row["color"] for row in rows}
-    assert colors == {"a/b": "var(--fight-15)", "</s": "var(--between)", "x.y": "var(--missing)"}
+    assert raster_chart([toy_reading(progress=torch.ones(6))], (5,))
+    assert colors == {"a/b": "var(--fight-7)", "</s": "var(--between)", "x.y": "var(--missing)"}
