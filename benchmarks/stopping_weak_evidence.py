@@ -64,14 +64,17 @@ class Interval:
 
 
 def intervals(record: Record, entrywise: bool = False) -> list[Interval]:
-    """The intervals between the readings; with Adam's step sizes of entries in the kernel, where they were recorded."""
+    """The intervals between the readings; with Adam's step sizes of entries in the kernel, where they were recorded.
+
+    At the end of a schedule, where the learning rate is 0, there are none.
+    """
     found = []
     for before, now in pairwise(record.readings):
         n = len(now["logits"])
         whole = now["kernel"].double()
         kernel = whole[:n, :n]
         twins = (whole[:n, n:] + whole[n:, :n]) / 2 if len(whole) > n else kernel
-        if entrywise and now["entrywise"] is not None:
+        if entrywise and now["entrywise"] is not None and now["entrywise"].isfinite().all():
             precise = now["entrywise"].double()
             twins = precise if twins is kernel else twins * float(precise.trace() / kernel.trace())
             kernel = precise
