@@ -1,8 +1,9 @@
 """What are measured class groups good for in training? Ideas, each against the same idea with its groups at random.
 
 Small perceptrons on imbalanced classes. All sample classes by the square root of their sizes and add log q_c to the
-logits of the loss; an idea is added to that. Groups are measured by `class_groups` a third of the way through such a
-training, on training samples alone. The seeds of a setting are trained at once, as one batched network in plain torch.
+logits of the loss, q_c being how often a label comes, after smoothing; an idea is added to that. Groups are measured by
+`class_groups` a third of the way through such a training, on training samples alone. The seeds of a setting are trained
+at once, as one batched network in plain torch.
 """
 
 import argparse
@@ -118,7 +119,8 @@ def train(problem: Problem, idea: Idea, stop: float = 1.0, sampling: float = 0.5
     generator, chances = Generator().manual_seed(1), Generator().manual_seed(2)
     rates = problem.counts.double() ** sampling
     rates = rates / rates.sum(1, keepdim=True)
-    offsets = rates.log().float()[:, None]
+    labelled = rates[:, None] if idea.targets is None else rates[:, None] @ idea.targets  # how often, after smoothing
+    offsets = labelled.log().float()
     chosen = (rates / problem.counts).gather(1, problem.labels)
     weights = problem.weights()
     optimizer = torch.optim.SGD(weights, recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay)
@@ -209,12 +211,13 @@ def smoothed(wanted: Tensor) -> Tensor:
     return others + torch.eye(size, dtype=torch.double) * (1 - others.sum(2, keepdim=True))
 
 
-def partnered(problem: Problem, partners: Tensor, mix: bool) -> Change:
+def partnered(problem: Problem, partners: Tensor, rates: Tensor, mix: bool) -> Change:
     """Samples of small classes change toward those of a bigger partner class; others stay.
 
     Args:
         problem: Where the samples are.
         partners: Weight of each class b as partner of a, [S, c, c].
+        rates: How often a sample of each class changes, [S, c].
         mix: Up to half of a sample of b is mixed in. Otherwise the sample becomes one of b, moved by the difference of
             the class means, so that a gets the variation of b.
     """
@@ -231,7 +234,7 @@ def partnered(problem: Problem, partners: Tensor, mix: bool) -> Change:
         found = problem.inputs[rows, order[rows, starts[rows, other] + place.long()]]
         share = torch.rand(labels.shape, generator=generator)[..., None] / 2
         moved = found + means[rows, labels] - means[rows, other]
-        is_used = torch.rand(labels.shape, generator=generator) < weights.gather(2, other[..., None]).squeeze(2)
+        is_used = torch.rand(labels.shape, generator=generator) < rates[rows, labels]
         return torch.where(is_used[..., None], (1 - share) * inputs + share * found if mix else moved, inputs)
 
     return change
@@ -254,8 +257,9 @@ def pairs_of_ideas(problem: Problem, groups: Tensor) -> dict[str, tuple[Idea, Id
 
 
 def partner_pair(problem: Problem, measured: Tensor, control: Tensor, mix: bool) -> tuple[Idea, Idea]:
-    """The two ideas that differ by the partner."""
-    return Idea(change=partnered(problem, measured, mix)), Idea(change=partnered(problem, control, mix))
+    """The two ideas that differ by the partner, and in nothing else."""
+    rates = measured.amax(2)
+    return Idea(change=partnered(problem, measured, rates, mix)), Idea(change=partnered(problem, control, rates, mix))
 
 
 def judge(problem: Problem) -> dict[str, Any]:

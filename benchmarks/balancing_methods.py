@@ -14,6 +14,7 @@ from lightning_stiffness.functional.class_rates import (
     inverse_frequency_rates,
     natural_rates,
     sample_weights,
+    square_root_rates,
 )
 from lightning_stiffness.functional.logit_offsets import training_logit_adjustment
 
@@ -32,6 +33,7 @@ class Method:
         is_deferred: Whether the weights come in the last fifth of the epochs only.
         tau: Strength of the logit adjustment in the loss.
         smoothing: Of the labels, in the loss.
+        is_adapted: Whether the adjustment is by the frequencies of the smoothed labels.
         balancer: Arguments of a ClassGroupingBalancer, if there is one.
     """
 
@@ -42,6 +44,7 @@ class Method:
     is_deferred: bool = False
     tau: float = 0.0
     smoothing: float = 0.0
+    is_adapted: bool = False
     balancer: dict[str, Any] | None = field(default=None, hash=False)
 
     def loader(self, plain: DataLoader[Any], seed: int) -> DataLoader[Any]:
@@ -50,11 +53,12 @@ class Method:
 
     def callbacks(self, seed: int) -> list[ClassGroupingBalancer]:
         """Ours, where the method has it."""
-        return [] if self.balancer is None else [ClassGroupingBalancer(seed=seed, **self.balancer)]
+        return [] if self.balancer is None else [ClassGroupingBalancer(seed=seed, max_readings=0, **self.balancer)]
 
     def offsets(self, counts: Tensor) -> Tensor | None:
         """What the training step adds to the logits."""
-        return training_logit_adjustment(counts.double(), self.tau).float() if self.tau else None
+        smoothing = self.smoothing if self.is_adapted else 0.0
+        return training_logit_adjustment(counts.double(), self.tau, smoothing).float() if self.tau else None
 
     def loss_weights(self, counts: Tensor, epoch: int, epochs: int) -> Tensor | None:
         """The weight of each class in the loss of an epoch."""
@@ -65,6 +69,7 @@ class Method:
         return sample_weights(schedule.at(epoch)(counts), counts).float()
 
 
+ALONE = {"logits": False, "shift": False, "smoothing": 0.0, "rates": square_root_rates}
 METHODS = (
     Method("plain", "plain training"),
     Method("inverse", "inverse-frequency sampler", rates=inverse_frequency_rates),
@@ -73,23 +78,21 @@ METHODS = (
     Method("adjusted", "logit adjustment, tau 1 = balanced softmax", tau=1.0),
     Method("adjusted_125", "logit adjustment, tau 1.25", tau=1.25),
     Method("smoothed", "logit adjustment, tau 1, label smoothing .1", tau=1.0, smoothing=0.1),
-    Method("root", "square-root sampling alone", balancer={"logits": False, "shift": False}),
+    Method("adapted", "the same, adjusted by the smoothed labels", tau=1.0, smoothing=0.1, is_adapted=True),
+    Method("root", "square-root sampling alone", balancer=ALONE),
     Method("ours", "**ours**", balancer={}),
-    Method("ours_smoothed", "**ours, label smoothing .1**", balancer={}, smoothing=0.1),
-    Method("random", "ours, random bigger partner", balancer={"absorbers": False}),
+    Method("unsmoothed", "ours without smoothing", balancer={"smoothing": 0.0}),
     Method("no_sampling", "ours without sampling", balancer={"sampling": False}),
     Method("no_logits", "ours without logits", balancer={"logits": False}),
     Method("no_shift", "ours without shift", balancer={"shift": False}),
-    Method("no_shift_smoothed", "ours without shift, label smoothing .1", balancer={"shift": False}, smoothing=0.1),
+    Method("random", "ours, random bigger partner", balancer={"absorbers": False}),
+    Method("root_rates", "ours, square-root sampling", balancer={"rates": square_root_rates}),
 )
 METHOD = {method.name: method for method in METHODS}
 POSTHOC = "posthoc"
-_AFTER_POSTHOC = ("smoothed", "root", "ours", "ours_smoothed", "random", "no_sampling", "no_logits", "no_shift")
-TITLES = {name: METHOD[name].title for name in ("plain", "inverse", "class_balanced", "deferred", "adjusted")} | {
-    "adjusted_125": METHOD["adjusted_125"].title,
-    POSTHOC: "post-hoc logit adjustment (of the plain network)",
-    **{name: METHOD[name].title for name in (*_AFTER_POSTHOC, "no_shift_smoothed")},
-}
-OURS = ("ours", "ours_smoothed")
-RIVALS = ("plain", "inverse", "class_balanced", "deferred", "adjusted", "adjusted_125", POSTHOC, "smoothed", "root")
-CONTROLS = ("random", "no_sampling", "no_logits", "no_shift", "no_shift_smoothed")
+_RIVALS = ("plain", "inverse", "class_balanced", "deferred", "adjusted", "adjusted_125", "smoothed", "adapted", "root")
+OURS = ("ours",)
+CONTROLS = ("unsmoothed", "no_sampling", "no_logits", "no_shift", "random", "root_rates")
+RIVALS = (*_RIVALS[:6], POSTHOC, *_RIVALS[6:])
+_POSTHOC_TITLE = "post-hoc logit adjustment (of the plain network)"
+TITLES = {name: _POSTHOC_TITLE if name == POSTHOC else METHOD[name].title for name in (*RIVALS, *OURS, *CONTROLS)}

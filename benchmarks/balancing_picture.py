@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 DRAWN = {
     "ours": ("ours", "#0072B2", "o"),
-    "ours_smoothed": ("ours, label smoothing", "#56B4E9", "D"),
-    "smoothed": ("logit adjustment, label smoothing", "#D55E00", "P"),
+    "unsmoothed": ("ours without smoothing", "#56B4E9", "D"),
+    "adapted": ("logit adjustment, smoothed labels", "#D55E00", "P"),
     "posthoc": ("post-hoc logit adjustment", "#CC79A7", "v"),
     "deferred": ("deferred re-weighting", "#009E73", "^"),
     "inverse": ("inverse-frequency sampler", "#E69F00", "s"),

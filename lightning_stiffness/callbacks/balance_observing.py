@@ -22,7 +22,6 @@ from lightning_stiffness.callbacks.namespace import Callback, rank_zero_warn
 from lightning_stiffness.callbacks.progress import epochs_completed, planned_batches
 from lightning_stiffness.callbacks.training_step import resolve_targets
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.functional.logit_offsets import training_logit_adjustment
 
 
 class BalanceObserver:
@@ -154,7 +153,8 @@ class BalanceObserver:
             epoch=epochs_completed(self._trainer, at_epoch_end),
             counts=self._balancer.sizes,
             rates=rates,
-            offsets=training_logit_adjustment(rates) if self._balancer.logits else None,
+            offsets=self._balancer.offsets,
+            smoothing=self._balancer.label_smoothing,
             class_names=self._names,
         )
 
@@ -185,8 +185,8 @@ class ObservedBalancing(Callback):
         StiffnessError: An argument is out of range.
     """
 
-    logits: bool
     seed: int
+    label_smoothing: float
     targets: Callable[[Any], Any] | None
 
     def __init__(
@@ -211,6 +211,11 @@ class ObservedBalancing(Callback):
     @property
     def sizes(self) -> Float[Tensor, "c"]:
         """Samples of each class."""
+        raise NotImplementedError
+
+    @property
+    def offsets(self) -> Float[Tensor, "c"] | None:
+        """What is added to the logits in training."""
         raise NotImplementedError
 
     def natural_probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -12,7 +12,7 @@ from typing_extensions import override
 from lightning_stiffness.batching import batch_size
 from lightning_stiffness.callbacks.agreement import attempted
 from lightning_stiffness.callbacks.balance_observing import ObservedBalancing
-from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels
+from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels, smoothing_of
 from lightning_stiffness.callbacks.balancing_head import classifier_of
 from lightning_stiffness.callbacks.balancing_loader import LoaderExchange, known_counts, known_frequencies
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics, absorption
@@ -20,8 +20,9 @@ from lightning_stiffness.callbacks.balancing_step import BalancedClassifier, Ste
 from lightning_stiffness.callbacks.namespace import require_same_namespace
 from lightning_stiffness.callbacks.progress import planned_batches
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.functional.class_rates import require_counts, square_root_rates
+from lightning_stiffness.functional.class_rates import power_rates, require_counts
 from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies, training_logit_adjustment
+from lightning_stiffness.functional.smoothed_labels import require_smoothing
 from lightning_stiffness.sampling import Rates, generator_of
 from lightning_stiffness.targets import as_class_targets, targets_of
 
@@ -31,38 +32,37 @@ _BATCHES_OF_A_STREAM: Final = 100  # warm-up where nobody knows how long trainin
 class ClassGroupingBalancer(ObservedBalancing):
     """Trains a classifier for balanced accuracy: each class counts the same, however few samples it has.
 
-    Three parts, each of which can be switched off:
+    Four parts, each of which can be switched off:
 
-    - `sampling`: classes are drawn at rates proportional to the square root of their size. A training loader with
+    - `sampling`: classes are drawn at rates proportional to their size to the power of 3/4. A training loader with
       `shuffle=True` is exchanged for such a one while `fit` lasts. A loader with another sampler, a stream, and a
       dataset whose labels cannot be read without loading samples are left as they are, and a message says so:
       `make_balanced_loader` makes a loader of any of the first two.
     - `logits`: log q_c is added to the logits in training (logit adjustment), q_c being how often class c is really
-      drawn, by whatever sampler.
+      met in the loss: drawn, by whatever sampler, and with smoothed labels.
     - `shift`: after a warm-up, the features of a sample of a small class are moved up to half way toward the mean of a
       bigger class that takes its probability, label kept: small classes get the room that big ones have. Half as far,
       or not at all, where the network would take the moved sample for one of another class.
+    - `smoothing`: the logits are changed so that a cross entropy of them is one with smoothed labels, by loss and
+      gradients (`functional.smoothed_label_logits`).
 
-    Both of the latter are hooks on the classifier layer, in its training mode and inside the training step only.
+    The last three are hooks on the classifier layer, in its training mode and inside the training step only.
     Validation, testing and prediction are untouched: the network's own logits are those for equal class frequencies.
     `natural_probabilities` turns them into probabilities for classes as frequent as in the training data. What the
     training step logs of its logits (training accuracy) is of the changed ones.
 
-    What it is good for, in points of balanced accuracy against logit adjustment alone. A prototype: perceptrons on
-    MNIST with an imbalance of 100 +1.15 +- .25, confusable minorities +.85 +- .07, 30 look-alike classes +.71 +- .17,
-    CNNs +.8 +- .4 (from the first two parts), tables a tie. This code: a perceptron on digits with an imbalance of 10,
-    20 and 50 +1.0 +- .3, +2.5 +- .3 and +5.4 +- .9 (8 to 10 seeds; how far the means look back was chosen at 20), 30
-    synthetic look-alike classes +.9 +- .3 (6). Let the learning rate fall to the end: at a constant one the shifts keep
-    the weights moving, and the last step may be a bad one (digits, 20: -.6 +- .9, one of 10 seeds -7). It costs recall
-    of the biggest classes (prototype 1.7 points, on CIFAR-10 4 to 6; look-alike classes 2.2), so do not use it where
-    the natural frequencies are those that count. That the other class of a shift is chosen by measurement is worth
-    little (prototype: +.21 +- .04 on confusable minorities, else nothing): `absorption` is a diagnosis.
+    What it is good for, and where it loses, is measured in docs/balancing.md (docs/when-not-to-balance.md sums it up).
+    It costs recall of the biggest classes, and smoothed labels make probabilities less sure: do not use it where the
+    natural frequencies are those that count. That the other class of a shift is chosen by measurement is worth little
+    or nothing: `absorption` is a diagnosis.
 
-    Mixed inputs (mixup, CutMix): with labels mixed inside the training step, `shift` would take the features of mixed
-    samples for those of the batch's labels; switch it off. The other parts remain right, since log q_c is a part of the
-    softmax that both labels are compared with. Label smoothing, gradient accumulation, mixed precision, DDP and
-    torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels ([n, t, c]) do
-    not.
+    Mixed inputs (mixup, CutMix): with labels mixed inside the training step, `shift` and `smoothing` would take mixed
+    samples for those of the batch's labels; switch them off. The other parts remain right, since log q_c is a part of
+    the softmax that both labels are compared with. Loss: a cross entropy, with any weights and reduction; for another
+    one switch `logits` and `smoothing` off. One that smooths labels itself is seen if it is a `CrossEntropyLoss` of
+    the module, and not smoothed again; pass smoothing=0 if it is a function. Gradient accumulation, mixed precision,
+    DDP and torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels
+    ([n, t, c]) do not.
 
     Under DDP each process draws its own part of a pass; class means are pooled at the end of each epoch.
 
@@ -73,6 +73,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         sampling: Draw classes at `rates`.
         logits: Add log q_c to the training logits.
         shift: Shift features of small classes.
+        smoothing: Share of each label that the loss spreads evenly over all classes, in [0, 1); 0 for none.
         absorbers: Shift toward classes by how much probability they take. Off: toward any bigger classes, a control.
         rates: How often classes are drawn: a strategy of `functional.class_rates`, class sizes [c] -> rates [c], or a
             `DeferredRates` schedule.
@@ -98,8 +99,8 @@ class ClassGroupingBalancer(ObservedBalancing):
     Raises:
         StiffnessError: An argument is out of range.
 
-    Source: ours; logit adjustment by Menon et al., arXiv:2007.07314 (eq. 10), square-root sampling by Kang et al.,
-        arXiv:1910.09217.
+    Source: ours; logit adjustment by Menon et al., arXiv:2007.07314, sampling by Kang et al., arXiv:1910.09217,
+        label smoothing by Szegedy et al., arXiv:1512.00567.
 
     Example:
         >>> balancer = ClassGroupingBalancer(shift=False)
@@ -113,8 +114,9 @@ class ClassGroupingBalancer(ObservedBalancing):
         sampling: bool = True,
         logits: bool = True,
         shift: bool = True,
+        smoothing: float = 0.1,
         absorbers: bool = True,
-        rates: Rates = square_root_rates,
+        rates: Rates = power_rates,
         counts: Sequence[int] | None = None,
         num_classes: int | None = None,
         classifier: str | None = None,
@@ -130,8 +132,11 @@ class ClassGroupingBalancer(ObservedBalancing):
         super().__init__(max_readings, panels, class_names, save_dir)
         if not 0 <= warmup <= 1:
             raise StiffnessError(f"warmup must be a share of training in [0, 1], found {warmup}.")
+        require_smoothing(smoothing)
         self.sampling, self.logits, self.shift, self.rates = sampling, logits, shift, rates
-        self.absorbers = absorbers
+        self.smoothing, self.absorbers = smoothing, absorbers
+        self.label_smoothing = smoothing
+        """Of the training loss: `smoothing`, or that of the module's own loss."""
         self.classifier, self.targets, self.warmup, self.seed = classifier, targets, warmup, seed
         self.num_classes, self._given = num_classes, None if counts is None else require_counts(torch.as_tensor(counts))
         self.counts: Tensor | None = None
@@ -141,7 +146,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         self._statistics: ClassStatistics | None = None
         self._exchange: LoaderExchange | None = None
         self._head: BalancedClassifier | None = None
-        self._batches, self._first_shift = 0, 0.0
+        self._batches, self._first_shift, self._is_smoothed = 0, 0.0, False
 
     @property
     def frequencies(self) -> Float[Tensor, "c"] | None:
@@ -157,6 +162,15 @@ class ClassGroupingBalancer(ObservedBalancing):
     def sizes(self) -> Float[Tensor, "c"]:
         """Samples of each class; where nobody knows, of those drawn so far. Empty until training starts."""
         return self._drawn if self.counts is None else self.counts.double()
+
+    @property
+    @override
+    def offsets(self) -> Float[Tensor, "c"] | None:
+        """What is added to the logits in training; None for nothing, and until training starts."""
+        drawn = self.frequencies
+        if drawn is None or not self.logits:
+            return None
+        return training_logit_adjustment(drawn, smoothing=self.label_smoothing)
 
     @property
     def absorption(self) -> Float[Tensor, "c c"] | None:
@@ -202,11 +216,14 @@ class ClassGroupingBalancer(ObservedBalancing):
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not (self.sampling or self.logits or self.shift):
+        acts = self.logits or self.shift or self.smoothing > 0
+        if not (self.sampling or acts):
             return
+        own = smoothing_of(pl_module)
+        self._is_smoothed, self.label_smoothing = own > 0, own or self.smoothing
         found = known_counts(trainer, self._number()) if self.targets is None else None
         number = self._number() or (None if found is None else len(found))
-        if not (self.logits or self.shift):
+        if not acts:
             if number is not None:
                 self._begin(trainer, agreed_counts(found, self._given, number), number)
                 self.observe(
@@ -233,7 +250,7 @@ class ClassGroupingBalancer(ObservedBalancing):
             self._observer.before_batch()
         if self._head is None:
             return
-        labels = self._labels(batch) if self.shift or self._known is None else None
+        labels = self._labels(batch) if self.shift or self.smoothing or self._known is None else None
         if labels is not None and self._known is None:
             tally = torch.bincount(labels, minlength=len(self._drawn))
             self._drawn += trainer.strategy.reduce(tally, reduce_op="sum").cpu()
@@ -305,17 +322,17 @@ class ClassGroupingBalancer(ObservedBalancing):
         return self._statistics if self._head is None else self._head.statistics
 
     def _step(self, labels: Tensor | None, rank: int) -> Step:
-        frequencies = self.frequencies
-        assert frequencies is not None
-        offsets = training_logit_adjustment(frequencies) if self.logits else None
-        if not self.shift or labels is None:
-            return Step(offsets)
-        counts = self._drawn + 1 if self.counts is None else self.counts.double()
+        smoothing = 0.0 if self._is_smoothed else self.smoothing
+        if labels is None or not (self.shift or smoothing):
+            return Step(self.offsets)
+        if not self.shift:
+            return Step(self.offsets, labels, smoothing=smoothing)
         is_warm = self._batches >= self._first_shift
         chances = (
             torch.rand(len(labels), 2, generator=generator_of(self.seed, rank, self._batches)) if is_warm else None
         )
-        return Step(offsets, labels, counts, chances, self.absorbers)
+        counts = self._drawn + 1 if self.counts is None else self.counts.double()
+        return Step(self.offsets, labels, counts, chances, self.absorbers, smoothing)
 
     def _labels(self, batch: Any) -> Tensor:
         labels = targets_of(batch) if self.targets is None else as_class_targets(self.targets(batch), batch_size(batch))

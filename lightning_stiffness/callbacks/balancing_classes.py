@@ -82,5 +82,15 @@ def require_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
+def smoothing_of(module: nn.Module) -> float:
+    """The label smoothing of the losses that a module holds, 0 if none of them has any.
+
+    >>> smoothing_of(nn.ModuleList([nn.CrossEntropyLoss(label_smoothing=0.1)]))
+    0.1
+    """
+    losses = [part for part in module.modules() if isinstance(part, nn.CrossEntropyLoss)]
+    return max((float(part.label_smoothing) for part in losses), default=0.0)
+
+
 def _short(counts: Tensor) -> str:
     return str(counts.tolist()) if len(counts) <= 10 else f"{counts[:10].tolist()} ... ({len(counts)} classes)"

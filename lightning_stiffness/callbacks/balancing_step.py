@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_stiffness.callbacks.balancing_head import HeadHooks
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.smoothed_labels import smoothed_label_logits
 
 
 @dataclass
@@ -18,10 +19,11 @@ class Step:
 
     Attributes:
         offsets: What is added to the logits, or None.
-        labels: Class of each sample; None where no features are shifted.
-        counts: Samples of each class in the data; None likewise.
+        labels: Class of each sample; None where no features are shifted and no labels smoothed.
+        counts: Samples of each class in the data; None where no features are shifted.
         chances: Two even random numbers for each sample, for its shift; None before the end of the warm-up.
         absorbers: Whether the other class of a shift is drawn by absorption.
+        smoothing: The share of each label that the loss is made to spread over all classes.
         move: The shift, once it is known: a recomputed forward pass (activation checkpointing) has to get the same.
         features: The features as they came in.
         calls: How often the classifier has been called.
@@ -32,6 +34,7 @@ class Step:
     counts: Float[Tensor, "c"] | None = None
     chances: Float[Tensor, "n 2"] | None = None
     absorbers: bool = True
+    smoothing: float = 0.0
     move: Float[Tensor, "n d"] | None = None
     features: Float[Tensor, "n d"] | None = None
     calls: int = 0
@@ -89,9 +92,12 @@ class BalancedClassifier:
             return features
         if len(features) != len(step.labels):
             raise StiffnessError(
-                f"To shift features, the classifier {self.name!r} must be given one row for each of the "
-                f"{len(step.labels)} labels of the batch, found {len(features)} rows. Pass targets=, or shift=False."
+                f"To shift features or smooth labels, the classifier {self.name!r} must be given one row for each of "
+                f"the {len(step.labels)} labels of the batch, found {len(features)} rows. Pass targets=, shift=False "
+                "and smoothing=0."
             )
+        if step.counts is None:
+            return features
         step.features = features.detach()
         if step.chances is None:
             return features
@@ -111,7 +117,10 @@ class BalancedClassifier:
         step.calls += 1
         if step.calls == 1 and step.features is not None and step.labels is not None:
             self._means(step.features).update(step.features, self._unchanged(step, logits), step.labels)
-        return logits if step.offsets is None else logits + step.offsets.to(logits)
+        adjusted = logits if step.offsets is None else logits + step.offsets.to(logits)
+        if not step.smoothing or step.labels is None:
+            return adjusted
+        return smoothed_label_logits(adjusted, step.labels.to(logits.device), step.smoothing)
 
     def _shift(self, step: Step, features: Tensor) -> Tensor:
         assert step.labels is not None

@@ -10,6 +10,7 @@ The same for several batches, pairs across them not counted: `pair_rows`, `summa
 Beyond the summaries: `pair_detail` (a `Detail` of samples, histograms, distances), `class_tree`, `distance_curve`.
 Whether a label is right: `label_evidence`, `label_margin`, `label_quality`, `suggested_labels`.
 How often classes are drawn, and what is added to their logits: `square_root_rates`, `balanced_softmax_loss` and others.
+How labels are smoothed in a loss that somebody else computes: `smoothed_label_logits`.
 What a network would say without a sample: `Exposure`, `own_share`, `leave_one_out_scores`.
 """
 
@@ -18,6 +19,7 @@ from lightning_stiffness.functional.class_rates import (
     effective_number_rates,
     inverse_frequency_rates,
     natural_rates,
+    power_rates,
     sample_weights,
     square_root_rates,
     within_group_rates,
@@ -46,6 +48,7 @@ from lightning_stiffness.functional.logit_offsets import (
     probabilities_under_frequencies,
     training_logit_adjustment,
 )
+from lightning_stiffness.functional.smoothed_labels import smoothed_label_logits
 from lightning_stiffness.functional.stiffness import (
     between_class,
     class_alignment,
@@ -96,10 +99,12 @@ __all__ = [
     "pair_histograms",
     "pair_rows",
     "posthoc_logit_adjustment",
+    "power_rates",
     "probabilities_under_frequencies",
     "sample_weights",
     "sign_pairs",
     "sign_stiffness",
+    "smoothed_label_logits",
     "square_root_rates",
     "suggested_labels",
     "summarise",

@@ -10,29 +10,40 @@ from torch import Tensor
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_rates import require_counts
+from lightning_stiffness.functional.smoothed_labels import require_smoothing
 from lightning_stiffness.functional.validation import require_targets
 
 
-def training_logit_adjustment(frequencies: Float[Tensor, "c"], tau: float = 1.0) -> Float[Tensor, "c"]:
+def training_logit_adjustment(
+    frequencies: Float[Tensor, "c"], tau: float = 1.0, smoothing: float = 0.0
+) -> Float[Tensor, "c"]:
     """What logit adjustment adds to the logits inside the training loss: tau log f_c. At test time nothing is added.
+
+    Under label smoothing s the loss meets class c with the frequency (1 - s) f_c + s / c of the smoothed labels, which
+    takes the place of f_c: log f_c would prefer small classes, the more the smaller (ours; measured in the docs).
 
     Args:
         frequencies: how often each class is drawn in training; made to sum to 1.
         tau: strength; 1 makes the test-time logits those of equal class frequencies, where the loss is minimal.
+        smoothing: s, the share of each label that the loss spreads evenly over all classes, in [0, 1).
 
     Returns:
         One offset for each class, at most 0 for tau >= 0.
 
     Raises:
-        StiffnessError: a frequency is not a positive number.
+        StiffnessError: a frequency is not a positive number, or `smoothing` is out of range.
 
-    Source: Menon et al., Long-tail learning via logit adjustment, arXiv:2007.07314, eq. 10.
+    Source: Menon et al., Long-tail learning via logit adjustment, arXiv:2007.07314.
 
     >>> import torch
     >>> training_logit_adjustment(torch.tensor([0.9, 0.1]))
     tensor([-0.1054, -2.3026])
     """
-    return tau * _log_shares(frequencies)
+    require_smoothing(smoothing)
+    shares = _log_shares(frequencies)
+    if smoothing:
+        shares = ((1 - smoothing) * shares.exp() + smoothing / len(shares)).log()
+    return tau * shares
 
 
 def posthoc_logit_adjustment(
@@ -51,7 +62,7 @@ def posthoc_logit_adjustment(
     Raises:
         StiffnessError: a frequency is not a positive number, or there is not one for each logit.
 
-    Source: Menon et al., Long-tail learning via logit adjustment, arXiv:2007.07314, eq. 9.
+    Source: Menon et al., Long-tail learning via logit adjustment, arXiv:2007.07314.
 
     >>> import torch
     >>> posthoc_logit_adjustment(torch.tensor([[1.0, 0.0]]), torch.tensor([0.9, 0.1])).argmax(1)
@@ -76,7 +87,7 @@ def balanced_softmax_loss(
     Raises:
         StiffnessError: `counts` are no positive integers, one for each logit, or a target is none of the classes.
 
-    Source: Ren et al., Balanced Meta-Softmax, arXiv:2007.10740, theorem 1.
+    Source: Ren et al., Balanced Meta-Softmax, arXiv:2007.10740.
 
     >>> import torch
     >>> balanced_softmax_loss(torch.zeros(2, 2), torch.tensor([0, 1]), torch.tensor([90, 10]))

@@ -210,6 +210,9 @@ def test_validation_without_labels_is_passed_over():
     assert [reading.recall for reading in balancer.readings] == [None] * 3
 
 
+SAMPLING = {"logits": False, "shift": False, "smoothing": 0.0}
+
+
 class Unusual(Classifier):
     """Its classifier is called for each half of a batch."""
 
@@ -221,10 +224,10 @@ class Unusual(Classifier):
     ("module", "options", "message"),
     [
         (Manual, {}, "updates the weights itself"),
-        (Unusual, {"shift": False}, "must be called once in a training step.* found 2 calls"),
-        (Mixed, {"shift": False}, "must not depend on|MixedSamplesError"),
-        (Two, {"logits": False, "shift": False}, "cannot be measured: .*only Linear layer with 3 outputs; found 2"),
-        (Functional, {"logits": False, "shift": False}, "must be called once .* found 0 calls"),
+        (Unusual, {"shift": False, "smoothing": 0.0}, "must be called once in a training step.* found 2 calls"),
+        (Mixed, {"shift": False, "smoothing": 0.0}, "must not depend on|MixedSamplesError"),
+        (Two, SAMPLING, "cannot be measured: .*only Linear layer with 3 outputs; found 2"),
+        (Functional, SAMPLING, "must be called once .* found 0 calls"),
     ],
 )
 def test_what_cannot_be_measured_is_said_once_and_trained(module, options, message):
@@ -247,7 +250,7 @@ def test_labels_that_cannot_be_read_are_said_once():
     x, y = imbalanced().tensors
     soft = DataLoader(TensorDataset(x, F.one_hot(y, 3).float()), 10)
     with pytest.warns(UserWarning, match=r"could not be measured.*class labels") as said:
-        balancer, _ = fit(Soft(), soft, logits=False, shift=False, counts=[30, 15, 5])
+        balancer, _ = fit(Soft(), soft, logits=False, shift=False, smoothing=0.0, counts=[30, 15, 5])
     assert len([one for one in said if "could not be measured" in str(one.message)]) == 1
     assert balancer.readings == []
 
@@ -290,7 +293,7 @@ def test_a_second_fit_begins_anew():
 
 
 def test_nothing_is_read_where_no_part_is_on():
-    balancer, _ = fit(sampling=False, logits=False, shift=False)
+    balancer, _ = fit(sampling=False, logits=False, shift=False, smoothing=0.0)
     assert balancer.readings == []
 
 

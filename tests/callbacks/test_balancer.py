@@ -23,7 +23,7 @@ from tests.test_balanced_loader import imbalanced
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
 # What is measured meanwhile has tests of its own, in test_balance_observing.
 ClassGroupingBalancer = partial(balancers.ClassGroupingBalancer, max_readings=0)
-OFF = {"sampling": False, "logits": False, "shift": False}
+OFF = {"sampling": False, "logits": False, "shift": False, "smoothing": 0.0}
 COUNTS = torch.tensor([30, 15, 5])
 
 
@@ -53,11 +53,11 @@ def fit(balancer, module=None, train=None, val=None, callbacks=(), **options):
     return module, looks, run
 
 
-@pytest.mark.parametrize("part", ["sampling", "logits", "shift"])
-def test_each_part_changes_training(part):
+@pytest.mark.parametrize(("part", "value"), [("sampling", True), ("logits", True), ("shift", True), ("smoothing", 0.1)])
+def test_each_part_changes_training(part, value):
     plain = fit(ClassGroupingBalancer(**OFF), train=data(shuffle=part == "sampling"))[0]
     module = fit(
-        ClassGroupingBalancer(**{**OFF, part: True}, warmup=0), train=data(shuffle=part == "sampling"), max_epochs=3
+        ClassGroupingBalancer(**{**OFF, part: value}, warmup=0), train=data(shuffle=part == "sampling"), max_epochs=3
     )[0]
     assert not torch.equal(plain.net[-1].weight, module.net[-1].weight)
 
@@ -94,19 +94,61 @@ def test_hooks_are_gone_after_an_exception():
     assert "process_dataloader" not in vars(run.strategy)
 
 
-def test_the_loss_is_the_one_of_logit_adjustment():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_the_one_of_logit_adjustment(smoothing):
     """One step in the order of the data, against the formula."""
     module = Classifier()
     x, y = next(iter(data(shuffle=False)))
-    expected = F.cross_entropy(module.net(x) + (COUNTS / 50).log(), y)
-    looks = fit(ClassGroupingBalancer(sampling=False, shift=False), module, data(shuffle=False))[1]
+    met = (1 - smoothing) * COUNTS / 50 + smoothing / 3
+    expected = F.cross_entropy(module.net(x) + met.log(), y, label_smoothing=smoothing)
+    balancer = ClassGroupingBalancer(sampling=False, shift=False, smoothing=smoothing)
+    looks = fit(balancer, module, data(shuffle=False))[1]
     assert looks.losses[0] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert torch.allclose(balancer.offsets, met.double().log())
 
 
-def test_classes_are_drawn_at_square_root_rates():
+class OwnSmoothing(Classifier):
+    """Its own loss smooths labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss(label_smoothing=0.3)
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self(batch[0]), batch[1])
+
+
+def test_labels_are_not_smoothed_twice():
+    module = OwnSmoothing()
+    x, y = next(iter(data(shuffle=False)))
+    met = 0.7 * COUNTS / 50 + 0.1
+    expected = F.cross_entropy(module.net(x) + met.log(), y, label_smoothing=0.3)
+    balancer = ClassGroupingBalancer(sampling=False, shift=False)
+    looks = fit(balancer, module, data(shuffle=False))[1]
+    assert looks.losses[0] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert balancer.label_smoothing == 0.3
+
+
+def test_smoothing_alone_is_a_training_with_smoothed_labels():
+    class Smoothed(Classifier):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0]), batch[1], label_smoothing=0.1)
+
+    expected = fit(ClassGroupingBalancer(**OFF), Smoothed(), data(shuffle=False), max_epochs=3)[0]
+    found = fit(ClassGroupingBalancer(**{**OFF, "smoothing": 0.1}), Classifier(), data(shuffle=False), max_epochs=3)[0]
+    for name, value in expected.state_dict().items():
+        assert torch.allclose(value, found.state_dict()[name], atol=1e-5), name
+
+
+def test_a_smoothing_that_is_no_share():
+    with pytest.raises(StiffnessError, match=r"smoothing must be a share of the labels in \[0, 1\), found 1"):
+        ClassGroupingBalancer(smoothing=1.0)
+
+
+def test_classes_are_drawn_at_rates_between_natural_and_equal():
     balancer = ClassGroupingBalancer()
     _, looks, run = fit(balancer, max_epochs=1)
-    rates = COUNTS.double().sqrt() / COUNTS.double().sqrt().sum()
+    rates = COUNTS.double() ** 0.75 / (COUNTS.double() ** 0.75).sum()
     assert torch.allclose(balancer.frequencies, rates)
     found = torch.bincount(torch.cat(looks.labels))
     assert float((found - 50 * rates).abs().max()) < 1
@@ -370,10 +412,10 @@ class Views(Classifier):
 
 
 def test_sampling_alone_asks_for_no_classifier():
-    balancer = ClassGroupingBalancer(logits=False, shift=False)
+    balancer = ClassGroupingBalancer(logits=False, shift=False, smoothing=0.0)
     _, looks, _ = fit(balancer, Two(), max_epochs=1)
     assert looks.hooks == (0, 0)
-    assert balancer.frequencies[0] == pytest.approx(30**0.5 / (30**0.5 + 15**0.5 + 5**0.5))
+    assert balancer.frequencies[0] == pytest.approx(30**0.75 / (30**0.75 + 15**0.75 + 5**0.75))
 
 
 def labelled(labels):

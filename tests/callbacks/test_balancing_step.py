@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics
@@ -30,10 +31,21 @@ def test_offsets_are_added_between_begin_and_end_only():
     assert not layer._forward_hooks
 
 
+def test_a_cross_entropy_of_smoothed_logits_is_one_with_smoothed_labels():
+    layer, balanced = head()
+    x, offsets = torch.randn(4, 3), torch.tensor([-0.1, -2.0])
+    expected = F.cross_entropy(layer(x) + offsets, LABELS, label_smoothing=0.3)
+    balanced.begin(Step(offsets, LABELS, smoothing=0.3))
+    assert torch.allclose(F.cross_entropy(layer(x), LABELS), expected)
+    with pytest.raises(StiffnessError, match=r"given one row for each of the 4 labels.*smoothing=0"):
+        layer(x[:3])
+    assert balanced.statistics is None  # nothing but shifts asks for class means
+
+
 def test_the_type_of_the_logits_stays():
     layer, balanced = head()
     layer.bfloat16()
-    balanced.begin(Step(torch.tensor([-0.1, -2.0], dtype=torch.float64)))
+    balanced.begin(Step(torch.tensor([-0.1, -2.0], dtype=torch.float64), LABELS, smoothing=0.1))
     assert layer(torch.randn(4, 3).bfloat16()).dtype == torch.bfloat16
 
 

@@ -12,6 +12,7 @@ from lightning_stiffness.functional.class_rates import (
     effective_number_rates,
     inverse_frequency_rates,
     natural_rates,
+    power_rates,
     require_rates,
     sample_weights,
     square_root_rates,
@@ -20,7 +21,7 @@ from lightning_stiffness.functional.class_rates import (
 from tests.unchecked import unchecked_types
 
 COUNTS = st.lists(st.integers(1, 5000), min_size=2, max_size=12)
-STRATEGIES = [natural_rates, inverse_frequency_rates, square_root_rates, effective_number_rates]
+STRATEGIES = [natural_rates, inverse_frequency_rates, square_root_rates, effective_number_rates, power_rates]
 
 
 def shares(values):
@@ -39,6 +40,7 @@ def test_rates_are_those_of_plain_loops(counts):
         natural_rates: shares(counts),
         inverse_frequency_rates: shares([n / n for n in counts]),
         square_root_rates: shares([math.sqrt(n) for n in counts]),
+        power_rates: shares([n**0.75 for n in counts]),
         partial(effective_number_rates, beta=0.9): shares(effective(counts, 0.9)),
     }
     for strategy, rates in expected.items():

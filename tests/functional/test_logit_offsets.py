@@ -43,6 +43,19 @@ def test_it_is_the_logit_adjusted_loss_at_strength_one(seed):
     assert torch.allclose(balanced_softmax_loss(logits, targets, counts), expected)
 
 
+@given(SEEDS, st.floats(0, 0.9))
+def test_smoothed_labels_take_the_place_of_labels(seed, smoothing):
+    """At logits that fit equal class frequencies the smoothed loss is stationary over data in which classes differ."""
+    _, _, counts = made(seed)
+    frequencies = counts.double() / counts.sum()
+    offsets = training_logit_adjustment(counts.double(), smoothing=smoothing).requires_grad_()
+    losses = F.cross_entropy(
+        offsets.expand(4, -1), torch.arange(4), label_smoothing=smoothing, reduction="none"
+    )  # a network that cannot tell classes apart, after what is added
+    (slope,) = torch.autograd.grad((frequencies * losses).sum(), offsets)
+    assert slope.abs().max() < 1e-12
+
+
 @given(SEEDS, st.floats(0, 2))
 def test_the_correction_after_training_undoes_the_one_in_training(seed, tau):
     logits, _, counts = made(seed)
