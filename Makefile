@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
+export PYTHONDONTWRITEBYTECODE :=  # tests start many processes; each would compile the package again
 
 .PHONY: help setup demo test test-slow test-architectures lint bench bench-stopping bench-balancing clean
 
@@ -23,12 +24,12 @@ test: setup  ## The quick test suite.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not architectures"
 
 test-slow: setup  ## The tests marked slow.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests -m slow
 
 test-architectures: setup  ## The engine on models of transformers and timm (random weights, nothing is downloaded but the packages).
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[architectures]"
 	$(BIN)/python -m pip install --quiet --no-deps timm==1.0.31
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m architectures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/gram/test_architectures_slow.py -m architectures
 
 lint: setup  ## Format, lint, types, import rules.
 	$(BIN)/ruff format --check .

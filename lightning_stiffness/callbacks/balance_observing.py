@@ -154,7 +154,6 @@ class BalanceObserver:
             counts=self._balancer.sizes,
             rates=rates,
             offsets=self._balancer.offsets,
-            smoothing=self._balancer.label_smoothing,
             class_names=self._names,
         )
 
@@ -186,7 +185,6 @@ class ObservedBalancing(Callback):
     """
 
     seed: int
-    label_smoothing: float
     targets: Callable[[Any], Any] | None
 
     def __init__(

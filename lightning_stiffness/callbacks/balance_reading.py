@@ -36,8 +36,8 @@ class Circumstances:
         epoch: Epochs completed.
         counts: Samples of each class.
         rates: How often each class is drawn.
-        offsets: What is added to the logits in training; None for nothing.
-        smoothing: Label smoothing in training.
+        offsets: What is added to the logits in training; None for nothing. Smoothing of labels is left out: toward its
+            end a smoothed training lowers the confidence in all classes, which is no sacrifice of one to another.
         class_names: One for each class, or None.
     """
 
@@ -46,7 +46,6 @@ class Circumstances:
     counts: Float[Tensor, "c"]
     rates: Float[Tensor, "c"]
     offsets: Float[Tensor, "c"] | None
-    smoothing: float
     class_names: tuple[str, ...] | None
 
 
@@ -65,21 +64,18 @@ class HeadLoss:
         """See the class."""
         self._layer, self._targets = layer, targets
 
-    def __call__(self, module: nn.Module, batch: tuple[Any, Tensor, Tensor]) -> Float[Tensor, "n"]:
+    def __call__(self, module: nn.Module, batch: tuple[Any, Tensor]) -> Float[Tensor, "n"]:
         """The losses of the samples.
 
         Args:
             module: The LightningModule.
-            batch: What its training step takes, what is to be added to the logits of each sample, [n, c], and how much
-                its label is smoothed, [n].
+            batch: What its training step takes, and what is to be added to the logits of each sample, [n, c].
 
         Raises:
             StiffnessError: The classifier gives no row for each sample, or the training step cannot be run.
         """
-        samples, offsets, smoothing = batch
-        logits, targets = self._logits(module, samples) + offsets, self._targets(samples)
-        lead = logits.gather(1, targets[:, None])[:, 0] - logits.mean(1)
-        return F.cross_entropy(logits, targets, reduction="none") + smoothing * lead
+        samples, offsets = batch
+        return F.cross_entropy(self._logits(module, samples) + offsets, self._targets(samples), reduction="none")
 
     def _logits(self, module: Any, samples: Any) -> Tensor:
         seen: list[Any] = []
@@ -177,14 +173,11 @@ class BalanceReader:
         """Both levels, the products of plain with trained gradients, and the logits."""
         targets = self._targets(samples)
         n = len(targets)
-        plain = (samples, torch.zeros(n, self._num_classes, device=targets.device), torch.zeros(n).to(targets.device))
+        plain = (samples, torch.zeros(n, self._num_classes, device=targets.device))
         inputs, logits = seen_at(self._layer, lambda: self._loss(self._module, plain), n)
         batch: Any = plain
-        if (
-            now.offsets is not None or now.smoothing
-        ):  # each sample twice: with the loss that counts, and the trained one
-            offsets = 0.0 if now.offsets is None else now.offsets.to(plain[1])
-            batch = join([plain, (samples, plain[1] + offsets, plain[2] + now.smoothing)])
+        if now.offsets is not None:  # each sample twice: with the loss that counts, and with the one that is trained
+            batch = join([plain, (samples, plain[1] + now.offsets.to(plain[1]))])
         gram = self._engine.gram(batch, by=level_of(self._engine.module, self._layer))
         features = gram.parts.get(FEATURES)
         levels = levels_of(self._layer, inputs, logits, targets, None if features is None else features[:n, :n])
