@@ -86,13 +86,12 @@ METHODS = (
     Method("no_logits", "ours without logits", balancer={"logits": False}),
     Method("no_shift", "ours without shift", balancer={"shift": False}),
     Method("random", "ours, random bigger partner", balancer={"absorbers": False}),
-    Method("root_rates", "ours, square-root sampling", balancer={"rates": square_root_rates}),
 )
 METHOD = {method.name: method for method in METHODS}
 POSTHOC = "posthoc"
 _RIVALS = ("plain", "inverse", "class_balanced", "deferred", "adjusted", "adjusted_125", "smoothed", "adapted", "root")
 OURS = ("ours",)
-CONTROLS = ("unsmoothed", "no_sampling", "no_logits", "no_shift", "random", "root_rates")
+CONTROLS = ("unsmoothed", "no_sampling", "no_logits", "no_shift", "random")
 RIVALS = (*_RIVALS[:6], POSTHOC, *_RIVALS[6:])
 _POSTHOC_TITLE = "post-hoc logit adjustment (of the plain network)"
 TITLES = {name: _POSTHOC_TITLE if name == POSTHOC else METHOD[name].title for name in (*RIVALS, *OURS, *CONTROLS)}

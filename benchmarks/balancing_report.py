@@ -35,7 +35,6 @@ PARTS = (
     ("shift", "ours", "no_shift"),
     ("smoothing", "ours", "unsmoothed"),
     ("sampling and shift", "ours", "adapted"),
-    ("power 3/4, not 1/2", "ours", "root_rates"),
 )
 LEAST = 5  # seeds, or settings, for a difference to be called sure
 COMPARED = (("ours", REFERENCE), ("unsmoothed", REFERENCE), ("ours", "adapted"))
