@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.gram.factors import Explicit, Factors, Outer, owned
+from lightning_stiffness.gram.factors import Factors, Outer
 from lightning_stiffness.gram.products import GramAccumulator
 from lightning_stiffness.gram.workspace import FRESH, Workspace
 
@@ -44,6 +44,11 @@ class BatchedOuter(Factors):
 
     @property
     @override
+    def is_compact(self) -> bool:
+        return self.elements <= self.columns
+
+    @property
+    @override
     def route(self) -> str:
         return f"{self.left.shape[1]} matrices, each: {self._matrix(0).route}"
 
@@ -67,12 +72,6 @@ class BatchedOuter(Factors):
     def square_norms(self) -> Float[Tensor, "n"]:
         norms = [matrix.square_norms() for matrix in self._matrices()]
         return torch.stack(norms).sum(0)
-
-    @override
-    def compact(self) -> Factors:
-        if self.elements <= self.columns:
-            return BatchedOuter(owned(self.left), owned(self.right))
-        return Explicit(self.dense())
 
     @override
     def flops(self) -> int:

@@ -12,12 +12,14 @@ from lightning_stiffness.gram.class_sums import ClassSums
 from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.factors import Explicit, runs_of
 from lightning_stiffness.gram.fallback import Fallback
-from lightning_stiffness.gram.measurement import ITEM_BYTES, Measurement, compact
-from lightning_stiffness.gram.slicing import part_of
+from lightning_stiffness.gram.measurement import Measurement
+from lightning_stiffness.gram.slicing import compact, part_of
 
+ITEM_BYTES = 4
 EXPLICIT_BYTES = (
     48 << 20
 )  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)
+SUMS_SHARE = 1 / 3  # of the budget
 FEWEST = 8  # samples whose explicit gradients are formed at once
 
 
@@ -51,7 +53,7 @@ class ClassPass:
     def groups(self, num_classes: int) -> list[set[int] | None]:
         """Groups of parameters whose sums over so many classes fit the budget; [None] where all do."""
         sizes = [one.columns * num_classes * ITEM_BYTES for one in self.measurement.found_sizes()]
-        return self.measurement.groups(sizes)
+        return self.measurement.groups(sizes, int(self.measurement.budget * SUMS_SHARE))
 
     def norms(self, group: set[int] | None = None) -> Passed:
         """The norms over some parameters, all when not given."""
@@ -110,14 +112,14 @@ class ClassPass:
 
     def _chunks(self, order: Sequence[int]) -> list[list[int]]:
         measurement = self.measurement
-        kept = sum(one.elements for one in measurement.found_sizes())
-        kept += sum(parameter.numel() for parameter in measurement.uncovered)
-        return measurement.chunks(order, measurement.fast_chunk(kept * ITEM_BYTES))
+        kept = sum(one.kept for one in measurement.found_sizes())
+        kept += sum(parameter.numel() * parameter.element_size() for parameter in measurement.uncovered)
+        return measurement.chunks(order, measurement.fast_chunk(kept))
 
     def _chunk(self, samples: Sequence[int], group: set[int] | None) -> "Chunk":
         """What is found of some samples, the parameters of the fallback included."""
         measurement, found = self.measurement, []
-        values, weights = measurement.pass_chunk(samples, lambda one: found.append(compact(one)), group)
+        values, weights = measurement.pass_chunk(samples, lambda one: found.append(_compact(one)), group)
         uncovered = [k for k in sorted(measurement.plan.fallback) if group is None or k in group]
         if uncovered:
             batch = take(measurement.batch, list(samples), measurement.samples)
@@ -152,6 +154,10 @@ def _piece(found: Found, part: slice, is_whole: bool) -> Found:
     if not factors.has_cheap_norms:
         factors = Explicit(factors.joined_blocks())
     return replace(found, factors=factors)
+
+
+def _compact(found: Found) -> Found:
+    return replace(found, factors=compact(found.factors))
 
 
 def norms_of(found: Sequence[Found], losses: Tensor) -> Float[Tensor, "n"]:

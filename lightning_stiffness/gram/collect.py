@@ -19,6 +19,7 @@ from lightning_stiffness.gram.owned import Owned, owned_gradients
 from lightning_stiffness.gram.plan import UNKNOWN, Plan, users_of
 from lightning_stiffness.gram.positions import positions_of, shape_of
 from lightning_stiffness.gram.rules import rule_of
+from lightning_stiffness.gram.trimming import trimmed
 
 
 class Declined(Exception):  # noqa: N818 (the engine answers it by another route)
@@ -63,14 +64,16 @@ class FoundSize:
 
     Attributes:
         parameters: As `Found`.
-        elements: Entries that are kept of a sample, in the smallest form.
+        kept: Bytes that are kept of a sample, in the smallest form.
+        copied: Bytes of a sample that the products need beside it at once.
         columns: Entries of the explicit gradient.
         pair_cost: Multiply-adds in the Gram for each pair of samples.
         has_cheap_norms: Whether norms go without explicit gradients.
     """
 
     parameters: tuple[int, ...]
-    elements: int
+    kept: int
+    copied: int
     columns: int
     pair_cost: int
     has_cheap_norms: bool
@@ -79,8 +82,9 @@ class FoundSize:
 def size_of(found: Found) -> FoundSize:
     """How large it is."""
     factors = found.factors
-    kept = min(factors.elements, factors.columns)
-    return FoundSize(found.parameters, kept, factors.columns, factors.pair_cost, factors.has_cheap_norms)
+    kept = (factors.elements if factors.is_compact else factors.columns) * factors.dtype.itemsize
+    copied = factors.copied * factors.dtype.itemsize
+    return FoundSize(found.parameters, kept, copied, factors.columns, factors.pair_cost, factors.has_cheap_norms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +126,9 @@ class Collector:
         selected = self._selected(found, is_owned=False)
         if any(self._wants(parameter) for parameter in self.plan.owned):
             # Their graph is that of this batch: what is computed from parameters alone is not known there.
-            self._receive_owned(self._selected(consumers(losses, self.parameters), is_owned=True), losses, weights)
+            owned = self._selected(consumers(losses, self.parameters), is_owned=True)
+            if owned:  # these samples may use none of the parameters that are asked for
+                self._receive_owned(owned, losses, weights)
         if selected:
 
             def receive(consumer: Consumer, gradient: Tensor) -> None:
@@ -224,7 +230,7 @@ class Collector:
         try:
             with torch.no_grad():
                 covered = rule_of(name)(consumer.node, slots, gradient, layout)
-                return {key: _without_graph(factors) for key, factors in covered.items()}
+                return {key: trimmed(_without_graph(factors)) for key, factors in covered.items()}
         except MixedSamplesError:
             raise
         except (NotCovered, RuntimeError, AttributeError) as cause:

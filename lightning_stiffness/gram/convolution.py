@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.gram.factors import Explicit, Factors, owned, symmetric_flops
+from lightning_stiffness.gram.factors import Factors, symmetric_flops
 from lightning_stiffness.gram.workspace import FRESH, Workspace
 
 
@@ -59,6 +59,19 @@ class Convolution(Factors):
 
     @property
     @override
+    def is_compact(self) -> bool:
+        return self.elements < self.columns
+
+    @property
+    @override
+    def copied(self) -> int:
+        if not self._by_taps:
+            return 0
+        sizes = zip(self.inputs.shape[2:], self.settings.padding, strict=True)
+        return self.inputs.shape[1] * math.prod(size + 2 * padding for size, padding in sizes)
+
+    @property
+    @override
     def route(self) -> str:
         return "explicit gradients by grouped convolution"
 
@@ -80,12 +93,6 @@ class Convolution(Factors):
             return gradients
         outputs, inputs = self.settings.weight_shape[:2]
         return gradients.view(self.samples, -1, outputs, inputs).permute(0, 2, 3, 1).flatten(1)
-
-    @override
-    def compact(self) -> Factors:
-        if self.elements < self.columns:
-            return Convolution(owned(self.inputs), owned(self.output_gradients), self.settings)
-        return Explicit(self.joined_blocks())
 
     @override
     def flops(self) -> int:

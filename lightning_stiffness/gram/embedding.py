@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.gram.factors import Factors, Outer, Run, owned, symmetric_flops
+from lightning_stiffness.gram.factors import Factors, Outer, Run, symmetric_flops
 from lightning_stiffness.gram.products import GramAccumulator
 from lightning_stiffness.gram.workspace import BLOCK_BYTES, FRESH, Workspace
 
@@ -47,6 +47,11 @@ class Rows(Factors):
     @override
     def has_cheap_norms(self) -> bool:
         return True
+
+    @property
+    @override
+    def copied(self) -> int:
+        return 2 * self.elements
 
     @property
     @override
@@ -116,10 +121,6 @@ class Rows(Factors):
         return summed, keys // self.rows, keys % self.rows
 
     @override
-    def compact(self) -> Factors:
-        return Rows(self.indices, owned(self.values), self.rows)
-
-    @override
     def flops(self) -> int:
         return symmetric_flops(
             self.samples, self.values[0].numel()
@@ -158,6 +159,11 @@ class TiedEmbedding(Factors):
     @override
     def elements(self) -> int:
         return self.embedding.elements + self.output.elements
+
+    @property
+    @override
+    def copied(self) -> int:
+        return self.embedding.copied
 
     @property
     @override

@@ -74,6 +74,16 @@ class Factors(abc.ABC):
         return False
 
     @property
+    def is_compact(self) -> bool:
+        """Whether no form has fewer entries."""
+        return True
+
+    @property
+    def copied(self) -> int:
+        """The number of entries per sample that ``add_gram`` copies at once, beside blocks of explicit gradients."""
+        return 0
+
+    @property
     @abc.abstractmethod
     def route(self) -> str:
         """How ``add_gram`` goes about it, for people."""
@@ -113,10 +123,6 @@ class Factors(abc.ABC):
     def dense(self) -> Float[Tensor, "n p"]:
         """The same in the order of the parameter."""
         return self.joined_blocks()
-
-    def compact(self) -> "Factors":
-        """The same gradients in the form which needs the least memory to keep."""
-        return self
 
     def split(self) -> tuple["Factors", ...]:
         """One value for each parameter, where the form covers several."""
@@ -210,6 +216,11 @@ class Outer(Factors):
 
     @property
     @override
+    def is_compact(self) -> bool:
+        return self.elements <= self.columns
+
+    @property
+    @override
     def pair_cost(self) -> int:
         return self.elements if self.positions == 1 else self.columns
 
@@ -297,12 +308,6 @@ class Outer(Factors):
         return torch.bmm(self.left.transpose(1, 2), self.right).flatten(1)
 
     @override
-    def compact(self) -> Factors:
-        if self.elements <= self.columns:
-            return Outer(owned(self.left), owned(self.right), self.bias)
-        return Explicit(self.joined_blocks())
-
-    @override
     def split(self) -> tuple[Factors, ...]:
         if not self.bias:
             return (self,)
@@ -323,8 +328,3 @@ def runs_of(targets: Sequence[int]) -> list[Run]:
         start = runs[-1].stop if runs else 0
         runs.append(Run(target, start, start + len(list(members))))
     return runs
-
-
-def owned(tensor: Tensor) -> Tensor:
-    """A tensor which keeps no larger storage alive than its own."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()

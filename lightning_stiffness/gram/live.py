@@ -21,11 +21,13 @@ from torch.autograd.graph import get_gradient_edge
 
 from lightning_stiffness.batching import batch_size, take
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.alike import Make, consumers_alike, makes_of
 from lightning_stiffness.gram.check import ROUNDINGS, TOLERANCE
 from lightning_stiffness.gram.collect import Collector, Found
 from lightning_stiffness.gram.engine import GramEngine
 from lightning_stiffness.gram.graph import Consumer, Layout, NotCovered, consumers
-from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan
+from lightning_stiffness.gram.memory import scratch_of
+from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan, users_of
 from lightning_stiffness.gram.products import GramAccumulator, whole
 from lightning_stiffness.gram.trainable import trainable
 
@@ -46,11 +48,13 @@ class Rehearsal:
         plan: The batch axis of each consumer of parameters.
         kinds: What each consumer is, in whatever mode the module is.
         names: The parameters by name, in the plan's order.
+        makes: How values are made that are computed from parameters alone, such as normalised weights.
     """
 
     plan: Plan
     kinds: tuple[Kind, ...]
     names: Mapping[str, nn.Parameter]
+    makes: frozenset[Make]
 
     def is_about(self, module: nn.Module) -> bool:
         """Whether the same parameters are trainable now; not so after a layer is unfrozen."""
@@ -73,21 +77,13 @@ def rehearsed(module: nn.Module, loss: Callable[[Any, Any], Tensor], batch: Any)
     few = take(batch, slice(0, min(max(TRIAL_SIZES), batch_size(batch))))
     names = trainable(module)
     routes = GramEngine(module, loss).gram(few).routes  # compared with plain autograd
-    kinds: tuple[Kind, ...] = ()
-
-    def losses_of(k: int) -> Tensor:
-        nonlocal kinds
-        losses = loss(module, take(few, slice(0, k)))
-        kinds = kinds or tuple(_kind(consumer) for consumer in consumers(losses, list(names.values())))
-        return losses
-
-    plan = make_plan(losses_of, list(names.values()), batch_size(few))
+    parameters = list(names.values())
+    plan = make_plan(lambda k: loss(module, take(few, slice(0, k))), parameters, batch_size(few))
     reasons = {name: reason for k, name in enumerate(names) if (reason := plan.fallback.get(k))}
     reasons |= {name: reason for k, name in enumerate(names) if (reason := plan.owned.get(k))}
-    if plan.frontier or len(kinds) != len(plan.prefixes):
-        reasons |= dict.fromkeys(list(names)[:1], "or another: a value computed from parameters")
     _require_covered(reasons | {name: route for name, route in routes.items() if route.startswith("fallback")})
-    return Rehearsal(plan, kinds, names)
+    found = consumers(loss(module, few), parameters, plan.frontier)
+    return Rehearsal(plan, tuple(map(_kind, found)), names, makes_of(found, parameters))
 
 
 @final
@@ -124,8 +120,9 @@ class LiveGram:
     def __init__(self, root: Tensor, samples: int, rehearsal: Rehearsal, budget: int = 1 << 30) -> None:
         """See the class."""
         plan, parameters = rehearsal.plan, list(rehearsal.names.values())
-        found, self._has_penalty = _matched(consumers(root, parameters), rehearsal.kinds)
+        found, self._has_penalty = _matched(consumers_alike(root, parameters, rehearsal.makes), rehearsal.kinds)
         _require_saved(found)
+        _require_no_hooks(found, parameters)
         own = plan.on(found, parameters)
         if own.fallback or own.numbers(found, samples) is None:
             reason = next(iter(own.fallback.values()), "the number of positions before the samples changes")
@@ -135,7 +132,7 @@ class LiveGram:
         self._samples, self._parameters = samples, parameters
         self._device = parameters[0].device
         dtype = torch.promote_types(parameters[0].dtype, torch.float32)
-        self._gram = GramAccumulator(whole(samples), parameters[0].new_empty(0, dtype=dtype), budget // 4)
+        self._gram = GramAccumulator(whole(samples), parameters[0].new_empty(0, dtype=dtype), scratch_of(budget))
         self._weights: Tensor | None = None
         self._is_scaled = False
         self._coarsest = 0.0
@@ -307,6 +304,16 @@ def _require_saved(found: Sequence[Consumer]) -> None:
                     f"{consumer.node.name()}, which recomputes them for backward alone. Measure on a probe instead: "
                     'leave out probe="batch".'
                 )
+
+
+def _require_no_hooks(found: Sequence[Consumer], parameters: Sequence[Tensor]) -> None:
+    """What differentiates a value that is computed from parameters would run their hooks once more."""
+    uses = [use for consumer in found for use in consumer.uses if use.operand is not None]
+    if any(parameters[index]._backward_hooks for use in uses for index in users_of(use)):
+        raise StiffnessError(
+            "Parameters from which another value is computed, such as a normalised weight, must have no hooks: reading "
+            'calls them; found one by Tensor.register_hook. Measure on a probe instead: leave out probe="batch".'
+        )
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """One batch of one model: its factors, chunk by chunk and group by group, within a budget of memory."""
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,20 +10,22 @@ from torch import Tensor, nn
 
 from lightning_stiffness.batching import take
 from lightning_stiffness.gram.collect import Collector, Found, FoundSize, size_of
-from lightning_stiffness.gram.factors import Explicit
 from lightning_stiffness.gram.fallback import Fallback
+from lightning_stiffness.gram.kept import Kept
+from lightning_stiffness.gram.memory import scratch_of
 from lightning_stiffness.gram.plan import Plan
+from lightning_stiffness.gram.products import SYMMETRIC_ROWS
 from lightning_stiffness.gram.results import CrossGram, Explanation, ExplanationRow, Gram
 from lightning_stiffness.gram.scale import unit_weights
-from lightning_stiffness.gram.slicing import stacked
 from lightning_stiffness.gram.totals import Request, Totals, everything
 
 ITEM_BYTES = 4
+FEW = 8  # samples that tell how large what is found is
 CHUNK_BYTES = 64 << 20  # activations of a chunk: beyond, the allocator takes fresh pages for each tensor (measured)
 SMALL_CHUNK = 64
+SMALL_CHUNK_SHARE = 1 / 12  # of the budget, which so many samples may take if it is more than CHUNK_BYTES
 SMALL_BYTES = 128 << 20
 WORTH_KEEPING = 0.75  # more than this share of the activations is not
-KEPT_SHARE = 1 / 3  # of the budget; the largest of what is kept is there twice when its chunks are joined
 BACKWARD_SHARE = 1.5  # gradients and temporaries of a backward pass, beside the activations that the forward pass keeps
 
 
@@ -57,14 +59,21 @@ class Measurement:
         return list(self.names.values())
 
     @property
+    def room(self) -> int:
+        """The part of the budget that products leave."""
+        tile = ITEM_BYTES * min(self.samples, SYMMETRIC_ROWS) ** 2
+        return max(self.budget - 2 * scratch_of(self.budget) - tile, self.budget // 4)
+
+    @property
     def chunk(self) -> int:
         """How many samples may go forward and backward at once within the budget."""
-        return max(1, min(self.samples, int(self.budget / (BACKWARD_SHARE * self.plan.bytes_per_sample))))
+        return max(1, min(self.samples, int(self.room / (BACKWARD_SHARE * self.plan.bytes_per_sample))))
 
     def fast_chunk(self, kept: int = 0) -> int:
         """So many that go fast, beside what fills half the budget and ``kept`` bytes a sample."""
         fit = int(self.budget / 2 / (BACKWARD_SHARE * self.plan.bytes_per_sample + kept))
-        fast = max(SMALL_CHUNK, CHUNK_BYTES // self.plan.bytes_per_sample)
+        small = min(SMALL_CHUNK * self.plan.bytes_per_sample, int(SMALL_CHUNK_SHARE * self.budget))
+        fast = max(small, CHUNK_BYTES) // self.plan.bytes_per_sample
         return max(1, min(self.samples, fit, fast))
 
     def collect(
@@ -91,7 +100,7 @@ class Measurement:
     def _totals(self, request: Request) -> Totals:
         names, parameter = list(self.names), self.parameters[0]
         like = parameter.new_empty(0, dtype=torch.promote_types(parameter.dtype, torch.float32))
-        totals = Totals(request, names, like, self.budget // 4)
+        totals = Totals(request, names, like, scratch_of(self.budget))
         totals.losses, totals.weights = self._pass_all(request.order, totals)
         batch = self._take(request.order) if self.plan.fallback else None
         for indices in totals.grouped(sorted(self.plan.fallback)):
@@ -113,12 +122,14 @@ class Measurement:
         fits = self.chunk >= self.samples
         if activations <= SMALL_BYTES and fits:
             return self.pass_chunk(order, totals.add)
-        sizes = self.found_sizes()
-        kept = sum(size.elements for size in sizes) * self.samples * ITEM_BYTES
-        if fits and kept > min(activations * WORTH_KEEPING, self.budget * KEPT_SHARE):
+        sizes = [size.kept * self.samples for size in self.found_sizes()]
+        chunk = self.fast_chunk()
+        copied = max((size.copied for size in self.found_sizes()), default=0) * self.samples
+        beside = max(int(BACKWARD_SHARE * chunk * self.plan.bytes_per_sample), copied)
+        groups = self.groups(sizes, self.room - beside)
+        if fits and (len(groups) > 1 or sum(sizes) > activations * WORTH_KEEPING):
             return self.pass_chunk(order, totals.add)
-        chunks = self.chunks(order, self.fast_chunk())
-        groups = self.groups([size.elements * self.samples * ITEM_BYTES for size in sizes])
+        chunks = self.chunks(order, chunk)
         done = [self._pass_chunks(chunks, totals, group) for group in groups]
         return done[0]
 
@@ -126,18 +137,16 @@ class Measurement:
         self, chunks: Sequence[Sequence[int]], totals: Totals, group: set[int] | None
     ) -> tuple[Tensor, Tensor]:
         """Keeps what is found of some parameters, chunk by chunk, and adds it for all samples together."""
-        kept: dict[Hashable, dict[int, Found]] = {}
-        done = []
+        kept, done = Kept([len(samples) for samples in chunks]), []
         for number, samples in enumerate(chunks):
 
             def keep(found: Found, number: int = number) -> None:
                 for part in totals.cut(found):
-                    kept.setdefault(part.identity, {})[number] = compact(part)
+                    kept.add(number, part)
 
             done.append(self.pass_chunk(samples, keep, group))
-        sizes = [len(samples) for samples in chunks]
-        for identity in list(kept):
-            totals.add(_joined(kept.pop(identity), sizes))
+        for found in kept.take():
+            totals.add(found)
         values, weights = zip(*done, strict=True)
         return torch.cat(values), torch.cat(weights)
 
@@ -173,35 +182,37 @@ class Measurement:
         return Explanation(tuple(rows), self.samples, self.plan.bytes_per_sample * len(samples), len(samples))
 
     def found_sizes(self) -> tuple[FoundSize, ...]:
-        """How large what is found of one sample is; found out once, with two samples."""
+        """How large what is found of one sample is; found out once, with a few samples."""
         known, key = self.plan.found_sizes, (len(self.plan.fallback), len(self.plan.owned))
         if key not in known:
             found: list[FoundSize] = []
-            losses = self._losses(range(min(self.samples, 2)))
+            losses = self._losses(range(0, self.samples, max(1, self.samples // FEW)))
             self.collect(losses, torch.ones_like(losses), lambda one: found.append(size_of(one)))
             known[key] = tuple(found)
         sizes: tuple[FoundSize, ...] = known[key]
         return sizes
 
-    def groups(self, sizes: Sequence[int]) -> list[set[int] | None]:
-        """Groups of parameters which need no more than their share of the budget together, in the order they come in.
+    def groups(self, sizes: Sequence[int], most: int) -> list[set[int] | None]:
+        """Groups of parameters whose sizes add up to no more than that; one group of all is None.
 
-        One group of all is None.
+        They are filled from the first layer on: what remains is a group of the last layers, and a backward pass to
+        those alone is short.
         """
         groups: list[set[int]] = [set()]
         filled = 0
-        for found, size in zip(self.found_sizes(), sizes, strict=True):
+        for found, size in reversed(list(zip(self.found_sizes(), sizes, strict=True))):
             known = next((group for group in groups if not group.isdisjoint(found.parameters)), None)
             if known is not None:  # another part of a parameter stays with the first
                 known.update(found.parameters)
+                filled += size if known is groups[-1] else 0
                 continue
-            if filled and filled + size > self.budget * KEPT_SHARE:
+            if filled and filled + size > most:
                 groups.append(set())
                 filled = 0
             groups[-1].update(found.parameters)
             filled += size
         groups[0].update(self.plan.fallback)
-        groups[-1].update(set(range(len(self.parameters))).difference(*groups))  # two samples need not use them all
+        groups[0].update(set(range(len(self.parameters))).difference(*groups))  # a few samples need not use them all
         return [None] if len(groups) == 1 else list(groups)
 
     def chunks(self, order: Sequence[int], most: int) -> list[list[int]]:
@@ -217,21 +228,3 @@ class Measurement:
         if list(samples) == list(range(self.samples)):
             return self.batch
         return take(self.batch, list(samples), self.samples)
-
-
-def compact(found: Found) -> Found:
-    """The same in the form which needs the least memory to keep."""
-    return replace(found, factors=found.factors.compact())
-
-
-def _joined(parts: dict[int, Found], sizes: Sequence[int]) -> Found:
-    """What was found in chunks of these sizes as one; zero for a chunk that does not use the parameter."""
-    first = next(iter(parts.values()))
-    if len(parts) == len(sizes):
-        return replace(first, factors=stacked([part.factors for part in parts.values()]))
-    some = first.factors.joined_blocks()
-    rows = [
-        parts[k].factors.joined_blocks() if k in parts else some.new_zeros(size, some.shape[1])
-        for k, size in enumerate(sizes)
-    ]
-    return replace(first, factors=Explicit(torch.cat(rows)))

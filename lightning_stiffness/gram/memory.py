@@ -4,6 +4,8 @@ import os
 
 import torch
 
+from lightning_stiffness.gram.workspace import BLOCK_BYTES
+
 MOST = 4 << 30  # more makes no measurement faster that was measured
 UNKNOWN = 1 << 30
 SHARE = 4
@@ -15,6 +17,11 @@ def default_budget(device: torch.device) -> int:
     It is the memory that the device has, not what is free: the same run goes through the same chunks each time.
     """
     return min(MOST, _total(device) // SHARE)
+
+
+def scratch_of(budget: int) -> int:
+    """What blocks of explicit gradients may take, once for those and once for thin ones that wait for a product."""
+    return min(BLOCK_BYTES, budget // 16)
 
 
 def is_out_of_memory(cause: BaseException) -> bool:

@@ -7,7 +7,7 @@ carries them on. Until then, the value counts as one more parameter.
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,19 +35,19 @@ def frontier_of(more: Tensor, fewer: Tensor, parameters: Sequence[Tensor]) -> fr
         The inputs by the number of their node in the walk and their slot, as ``consumers`` takes them.
     """
     wanted = places(parameters)
-    alone = _alone(more.grad_fn, fewer.grad_fn, wanted)
-    walk = Walk(wanted, lambda number, slot, node: node in alone)
+    same = _same_shape(more.grad_fn, fewer.grad_fn)
+    found = alone(more.grad_fn, wanted, lambda node: node in same)
+    walk = Walk(wanted, lambda number, slot, node: node in found)
     for _ in walk.run(more.grad_fn):
         pass
     return frozenset(walk.frontier)
 
 
-def _alone(more: Node | None, fewer: Node | None, wanted: dict[int, int]) -> set[Node]:
-    """The nodes whose value depends on parameters alone, and on one at least."""
-    pairs = _same_shape(more, fewer)
-    alone: set[Node] = set()
+def alone(root: Node | None, wanted: dict[int, int], is_possible: Callable[[Node], bool]) -> set[Node]:
+    """The possible nodes that lead to parameters alone, and to one at least."""
+    found: set[Node] = set()
     seen: set[Node] = set()
-    stack: list[tuple[Node | None, bool]] = [(more, False)]
+    stack: list[tuple[Node | None, bool]] = [(root, False)]
     while stack:
         node, finished = stack.pop()
         if node is None:
@@ -55,13 +55,13 @@ def _alone(more: Node | None, fewer: Node | None, wanted: dict[int, int]) -> set
         children = [child for child, _ in node.next_functions if child is not None]
         if finished:
             is_leaf = id(getattr(node, "variable", None)) in wanted
-            if node in pairs and (is_leaf or (children and all(child in alone for child in children))):
-                alone.add(node)
+            if is_possible(node) and (is_leaf or (children and all(child in found for child in children))):
+                found.add(node)
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
             stack.extend((child, False) for child in children)
-    return alone
+    return found
 
 
 def _same_shape(more: Node | None, fewer: Node | None) -> set[Node]:

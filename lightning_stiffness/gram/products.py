@@ -16,6 +16,7 @@ from lightning_stiffness.gram.workspace import BLOCK_BYTES, Workspace
 THIN = 1024
 # On the CPU so many rows are one symmetric product; without one, rows are cut to save most of the lower triangle.
 SYMMETRIC_ROWS = 2048
+MIRRORED_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class GramAccumulator:
         blocks: What is asked for.
         matrices: The sum so far, for each block.
         workspace: Memory for blocks of explicit gradients, which the next one overwrites.
-        scratch: Bytes that thin gradients and temporaries may take.
+        scratch: Bytes that blocks of explicit gradients may take, and thin gradients and temporaries again as many.
     """
 
     def __init__(self, blocks: Sequence[Block], like: Tensor, scratch: int, workspace: Workspace | None = None) -> None:
@@ -60,7 +61,7 @@ class GramAccumulator:
             return
         self._thin.append(gradients.clone())  # what a workspace lends does not last
         self._thin_bytes += gradients.numel() * gradients.element_size()
-        if self._thin_bytes > self.scratch:
+        if 2 * self._thin_bytes > self.scratch:  # twice: they are there twice while they become one
             self._flush()
 
     def add_outer(self, left: Tensor, right: Tensor, bias: bool) -> None:
@@ -206,5 +207,10 @@ def _flat(tensor: Tensor, samples: range) -> Tensor:
 
 
 def _mirrored(matrix: Tensor) -> Tensor:
-    upper = matrix.triu_()
-    return upper + upper.triu(1).T
+    """The upper triangle written over the lower one, without a copy of the matrix."""
+    for start in range(0, len(matrix), MIRRORED_ROWS):
+        rows = slice(start, start + MIRRORED_ROWS)
+        square = matrix[rows, rows].triu()
+        matrix[rows, rows] = square + square.triu(1).T
+        matrix[start + MIRRORED_ROWS :, rows] = matrix[rows, start + MIRRORED_ROWS :].T
+    return matrix

@@ -1,10 +1,9 @@
-"""Factors of some of the samples, and those of several chunks of samples as one."""
+"""Factors of some of the samples, and in the memory of others."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_stiffness.gram.factors import Explicit, Factors
@@ -12,32 +11,55 @@ from lightning_stiffness.gram.factors import Explicit, Factors
 
 def part_of(factors: Any, part: slice) -> Factors:
     """The same for some of the samples."""
-    found: Factors = _changed(factors, [factors], lambda values: values[0][part])
+    found: Factors = _changed([factors], lambda values: values[0][part])
     return found
 
 
-def stacked(parts: Sequence[Any]) -> Factors:
-    """Factors of consecutive chunks of samples as one; explicit where their forms differ, as those of sequences do."""
-    if len({_form(part) for part in parts}) > 1:
-        return Explicit(torch.cat([part.joined_blocks() for part in parts]))
-    found: Factors = parts[0] if len(parts) == 1 else _changed(parts[0], parts, torch.cat)
+def zeros_like(factors: Any, samples: int) -> Factors:
+    """Gradients that are all zero, of so many samples, in the form of others."""
+    found: Factors = _changed([factors], lambda values: values[0].new_zeros(samples, *values[0].shape[1:]))
     return found
 
 
-def _form(part: Any) -> tuple[Any, ...]:
-    """What is the same in factors that can be stacked as they are."""
-    values = [getattr(part, entry.name) for entry in fields(part)]
-    shapes = tuple(value.shape[1:] for value in values if isinstance(value, Tensor))
-    return type(part), shapes, *(_form(value) for value in values if isinstance(value, Factors))
+def write(into: Any, rows: slice, factors: Any) -> None:
+    """Writes gradients over those of some samples, in the same form."""
+    _changed([into, factors], lambda values: values[0][rows].copy_(values[1]))
 
 
-def _changed(first: Any, parts: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
+def small(factors: Factors) -> Factors:
+    """The same gradients in the form of fewer entries."""
+    return factors if factors.is_compact else Explicit(factors.joined_blocks())
+
+
+def compact(factors: Factors) -> Factors:
+    """The same, which keeps no larger memory alive than its own."""
+    found: Factors = _changed([small(factors)], lambda values: _owned(values[0]))
+    return found
+
+
+def form_of(factors: Any) -> tuple[Any, ...]:
+    """What is the same in factors that can be written over one another."""
+    values = [getattr(factors, entry.name) for entry in fields(factors) if entry.init]
+    return type(factors), *(_form_of_entry(value) for value in values)
+
+
+def _form_of_entry(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.shape[1:]
+    return form_of(value) if isinstance(value, Factors) else value
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    return tensor if tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() else tensor.clone()
+
+
+def _changed(parts: Sequence[Any], change: Callable[[list[Tensor]], Tensor]) -> Any:
     """The first value with each tensor, also of factors inside it, changed together with those of the others."""
     changed: dict[str, Any] = {}
-    for entry in fields(first):
+    for entry in fields(parts[0]):
         values = [getattr(part, entry.name) for part in parts]
         if entry.init and isinstance(values[0], Tensor):
             changed[entry.name] = change(values)
         elif entry.init and isinstance(values[0], Factors):
-            changed[entry.name] = _changed(values[0], values, change)
-    return replace(first, **changed)
+            changed[entry.name] = _changed(values, change)
+    return replace(parts[0], **changed)

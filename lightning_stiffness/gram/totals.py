@@ -11,7 +11,7 @@ from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.products import Block, GramAccumulator, whole
 from lightning_stiffness.gram.results import CrossGram, Gram
-from lightning_stiffness.gram.workspace import BLOCK_BYTES, Workspace
+from lightning_stiffness.gram.workspace import Workspace
 
 EVERYTHING = ""
 
@@ -92,7 +92,7 @@ class Totals:
         self._request, self._names = request, list(names)
         group_of = request.group_of or (lambda name: EVERYTHING)
         self._groups = [group_of(name) for name in names]
-        workspace = Workspace(min(BLOCK_BYTES, scratch))
+        workspace = Workspace(scratch)
         self.parts = {
             group: GramAccumulator(request.blocks, like, scratch, workspace) for group in dict.fromkeys(self._groups)
         }

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.embedding import Rows
 from lightning_stiffness.gram.factors import Explicit, Outer, Run
-from lightning_stiffness.gram.slicing import stacked
+from lightning_stiffness.gram.kept import Kept
 
 
 def outer(samples, positions, widths, bias):
@@ -34,9 +35,12 @@ def test_class_sums_have_the_order_of_the_blocks(widths, bias):
 @pytest.mark.parametrize("bias", [True, False])
 def test_chunks_of_different_length_are_stacked_in_one_order(widths, bias):
     short, long = outer(3, 1, widths, bias), outer(2, 20, widths, bias)
-    kept = [short.compact(), long.compact()]
-    assert [type(part) for part in kept] == [Outer, Explicit]
-    found = stacked(kept).joined_blocks()
+    kept = Kept((3, 2))
+    for chunk, part in enumerate((short, long)):
+        kept.add(chunk, Found((0,), (0, 1), "Addmm", part))
+    (one,) = kept.take()
+    assert isinstance(one.factors, Explicit)
+    found = one.factors.joined_blocks()
     padded = [torch.nn.functional.pad(part, (0, 0, 0, 19)) for part in (short.left, short.right)]
     whole = Outer(torch.cat([padded[0], long.left]), torch.cat([padded[1], long.right]), bias)
     assert torch.allclose(found @ found.T, by_loop(whole), atol=1e-4)

@@ -131,14 +131,14 @@ def test_random_networks_with_the_self_check(description):
 
 
 @pytest.mark.slow
-@fuzzing(150)
+@fuzzing(60)
 @given(descriptions(most_steps=8))
 def test_many_random_networks_by_every_route(description):
     compare_routes(description, BUDGETS[description.seed % len(BUDGETS)])
 
 
 @pytest.mark.slow
-@fuzzing(80)
+@fuzzing(40)
 @given(descriptions(most_steps=8))
 def test_many_random_networks_with_the_self_check(description):
     compare_checked(description)

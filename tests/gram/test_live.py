@@ -46,6 +46,23 @@ class Recurrent(nn.Module):
         return self.head(h)
 
 
+class Computed(nn.Module):
+    """Uses values that are computed from parameters: positions looked up, a merged weight, a normalised one, twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.places = nn.Embedding(9, 6), nn.Embedding(8, 6)
+        self.mix = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+        self.weight, self.up, self.down = (nn.Parameter(torch.randn(*shape)) for shape in ((6, 6), (6, 2), (2, 6)))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        h = self.table(x) + self.places(torch.arange(x.shape[1])[None])
+        h = h + torch.tanh(self.mix(h))
+        weight = self.weight + self.up @ self.down
+        return self.head((torch.tanh(h @ weight) @ weight).mean(1))
+
+
 def images(n=N):
     return torch.randn(n, 2, 6, 6)
 
@@ -61,6 +78,7 @@ MODELS = {
     ),
     "tokens": (Tokens, lambda: torch.randint(9, (N, 5))),
     "recurrent": (Recurrent, lambda: torch.randn(N, 9)),
+    "computed": (Computed, lambda: torch.randint(9, (N, 5))),
 }  # fmt: skip
 
 
@@ -164,8 +182,9 @@ def test_under_batch_norm_it_is_near_the_gram_of_the_same_statistics():
     assert 1e-3 < float((found - expected)[off].abs().mean()) < 0.1
 
 
-def test_reduced_precision_is_read_as_it_was():
-    model, batch = made("CNN", torch.float32)
+@pytest.mark.parametrize("name", ["CNN", "computed"])
+def test_reduced_precision_is_read_as_it_was(name):
+    model, batch = made(name, torch.float32)
     rehearsal = known(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
         loss = losses(model, batch).mean()
@@ -302,6 +321,32 @@ def test_another_graph_than_that_of_the_rehearsal_is_not_read(kind, message):
         LiveGram(loss, N, rehearsal)
     loss.backward()
     assert model.head.weight.grad is not None
+
+
+def test_a_weight_that_is_computed_in_another_way_is_not_read():
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(CLASSES, 9))
+
+        def forward(self, x):
+            weight = self.weight / self.weight.norm()
+            return nn.functional.linear(x, nn.functional.dropout(weight, 0.5, self.training))
+
+    model, batch = Dropped(), (torch.randn(N, 9), torch.randint(CLASSES, (N,)))
+    rehearsal = known(model.train(), batch)
+    with pytest.raises(StiffnessError, match="as it does in eval mode"):
+        LiveGram(losses(model, batch).mean(), N, rehearsal)
+
+
+def test_hooks_on_parameters_behind_a_value_are_not_called():
+    model, batch = made("computed")
+    rehearsal = known(model, batch)
+    calls = []
+    model.up.register_hook(calls.append)
+    with pytest.raises(StiffnessError, match="register_hook"):
+        LiveGram(losses(model, batch).mean(), N, rehearsal)
+    assert not calls
 
 
 def test_compiled_code_is_named():
