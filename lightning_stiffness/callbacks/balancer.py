@@ -60,7 +60,7 @@ class ClassGroupingBalancer(ObservedBalancing):
     samples for those of the batch's labels; switch them off. The other parts remain right, since log q_c is a part of
     the softmax that both labels are compared with. Loss: a cross entropy, with any weights and reduction; for another
     one switch `logits` and `smoothing` off. One that smooths labels itself is seen if it is a `CrossEntropyLoss` of
-    the module, and not smoothed again; pass smoothing=0 if it is a function. Gradient accumulation, mixed precision,
+    the module, and not smoothed again; take it out of a function. Gradient accumulation, mixed precision,
     DDP and torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels
     ([n, t, c]) do not.
 
@@ -135,8 +135,6 @@ class ClassGroupingBalancer(ObservedBalancing):
         require_smoothing(smoothing)
         self.sampling, self.logits, self.shift, self.rates = sampling, logits, shift, rates
         self.smoothing, self.absorbers = smoothing, absorbers
-        self.label_smoothing = smoothing
-        """Of the training loss: `smoothing`, or that of the module's own loss."""
         self.classifier, self.targets, self.warmup, self.seed = classifier, targets, warmup, seed
         self.num_classes, self._given = num_classes, None if counts is None else require_counts(torch.as_tensor(counts))
         self.counts: Tensor | None = None
@@ -146,7 +144,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         self._statistics: ClassStatistics | None = None
         self._exchange: LoaderExchange | None = None
         self._head: BalancedClassifier | None = None
-        self._batches, self._first_shift, self._is_smoothed = 0, 0.0, False
+        self._batches, self._first_shift, self._own_smoothing = 0, 0.0, 0.0
 
     @property
     def frequencies(self) -> Float[Tensor, "c"] | None:
@@ -170,7 +168,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         drawn = self.frequencies
         if drawn is None or not self.logits:
             return None
-        return training_logit_adjustment(drawn, smoothing=self.label_smoothing)
+        return training_logit_adjustment(drawn, smoothing=self._own_smoothing or self.smoothing)
 
     @property
     def absorption(self) -> Float[Tensor, "c c"] | None:
@@ -219,8 +217,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         acts = self.logits or self.shift or self.smoothing > 0
         if not (self.sampling or acts):
             return
-        own = smoothing_of(pl_module)
-        self._is_smoothed, self.label_smoothing = own > 0, own or self.smoothing
+        self._own_smoothing = smoothing_of(pl_module)
         found = known_counts(trainer, self._number()) if self.targets is None else None
         number = self._number() or (None if found is None else len(found))
         if not acts:
@@ -322,7 +319,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         return self._statistics if self._head is None else self._head.statistics
 
     def _step(self, labels: Tensor | None, rank: int) -> Step:
-        smoothing = 0.0 if self._is_smoothed else self.smoothing
+        smoothing = 0.0 if self._own_smoothing else self.smoothing
         if labels is None or not (self.shift or smoothing):
             return Step(self.offsets)
         if not self.shift:

@@ -12,10 +12,9 @@ from lightning_stiffness.gram.class_sums import ClassSums
 from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.factors import Explicit, runs_of
 from lightning_stiffness.gram.fallback import Fallback
-from lightning_stiffness.gram.measurement import Measurement
+from lightning_stiffness.gram.measurement import ITEM_BYTES, Measurement
 from lightning_stiffness.gram.slicing import compact, part_of
 
-ITEM_BYTES = 4
 EXPLICIT_BYTES = (
     48 << 20
 )  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)

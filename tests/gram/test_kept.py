@@ -1,5 +1,6 @@
 """What is kept of chunks is what was found in them."""
 
+import pytest
 import torch
 
 from lightning_stiffness.gram.collect import Found
@@ -39,23 +40,16 @@ def test_a_chunk_that_does_not_use_a_parameter_has_zero_gradients():
     assert not whole[5:].any()
 
 
-def test_sequences_of_different_lengths_are_filled_up():
-    parts = [outer(size, positions) for size, positions in zip(SIZES, (1, 2, 1), strict=True)]
+@pytest.mark.parametrize(
+    ("lengths", "form"), [((1, 2, 1), Outer), ((1, 9, 2), Explicit)], ids=["filled up", "forms differ"]
+)
+def test_sequences_of_different_lengths(lengths, form):
+    parts = [outer(size, positions) for size, positions in zip(SIZES, lengths, strict=True)]
     kept = Kept(SIZES)
     for number, part in enumerate(parts):
         kept.add(number, found(part))
     whole = taken(kept)
-    assert isinstance(whole, Outer)
-    assert torch.allclose(whole.joined_blocks(), torch.cat([part.joined_blocks() for part in parts]))
-
-
-def test_different_forms_become_explicit():
-    parts = [outer(size, positions) for size, positions in zip(SIZES, (1, 9, 2), strict=True)]
-    kept = Kept(SIZES)
-    for number, part in enumerate(parts):
-        kept.add(number, found(part))
-    whole = taken(kept)
-    assert isinstance(whole, Explicit)
+    assert isinstance(whole, form)
     assert torch.allclose(whole.joined_blocks(), torch.cat([part.joined_blocks() for part in parts]))
 
 
