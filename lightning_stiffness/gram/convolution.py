@@ -67,8 +67,12 @@ class Convolution(Factors):
     def copied(self) -> int:
         if not self._by_taps:
             return 0
-        sizes = zip(self.inputs.shape[2:], self.settings.padding, strict=True)
-        return self.inputs.shape[1] * math.prod(size + 2 * padding for size, padding in sizes)
+        return self.inputs.shape[1] * math.prod(self.padded_sizes)
+
+    @property
+    def padded_sizes(self) -> list[int]:
+        """The sizes of an input with its padding of zeros."""
+        return [size + 2 * padding for size, padding in zip(self.inputs.shape[2:], self.settings.padding, strict=True)]
 
     @property
     @override
@@ -156,9 +160,10 @@ def _blocks_by_taps(factors: Convolution, workspace: Workspace) -> Iterator[Floa
     """Large filters: at each tap one matrix product a sample, of the output gradient and the input it saw there."""
     settings, samples = factors.settings, factors.samples
     output_gradients = factors.output_gradients.flatten(2)
-    padding = [amount for axis in reversed(settings.padding) for amount in (axis, axis)]
-    padded = torch.nn.functional.pad(factors.inputs, padding).movedim(1, -1).contiguous()
-    channels = padded.shape[-1]
+    channels, *sizes = factors.inputs.shape[1:]
+    inside = [slice(padding, padding + size) for padding, size in zip(settings.padding, sizes, strict=True)]
+    padded = factors.inputs.new_zeros(samples, *factors.padded_sizes, channels)
+    padded[(slice(None), *inside)] = factors.inputs.movedim(1, -1)
     for tap in itertools.product(*(range(size) for size in settings.weight_shape[2:])):
         seen = padded[(slice(None), *_windows(tap, factors.output_gradients.shape[2:], settings))]
         for start, stop in _parts(factors, channels, workspace):
