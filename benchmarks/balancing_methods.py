@@ -69,7 +69,7 @@ class Method:
         return sample_weights(schedule.at(epoch)(counts), counts).float()
 
 
-ALONE = {"logits": False, "shift": False, "smoothing": 0.0, "rates": square_root_rates}
+ALONE = {"logits": False, "smoothing": 0.0, "rates": square_root_rates}
 METHODS = (
     Method("plain", "plain training"),
     Method("inverse", "inverse-frequency sampler", rates=inverse_frequency_rates),
@@ -84,14 +84,14 @@ METHODS = (
     Method("unsmoothed", "ours without smoothing", balancer={"smoothing": 0.0}),
     Method("no_sampling", "ours without sampling", balancer={"sampling": False}),
     Method("no_logits", "ours without logits", balancer={"logits": False}),
-    Method("no_shift", "ours without shift", balancer={"shift": False}),
-    Method("random", "ours, random bigger partner", balancer={"absorbers": False}),
+    Method("shifted", "ours with shift", balancer={"shift": True}),
+    Method("random", "ours with shift, random bigger partner", balancer={"shift": True, "absorbers": False}),
 )
 METHOD = {method.name: method for method in METHODS}
 POSTHOC = "posthoc"
 _RIVALS = ("plain", "inverse", "class_balanced", "deferred", "adjusted", "adjusted_125", "smoothed", "adapted", "root")
 OURS = ("ours",)
-CONTROLS = ("unsmoothed", "no_sampling", "no_logits", "no_shift", "random")
+CONTROLS = ("unsmoothed", "no_sampling", "no_logits", "shifted", "random")
 RIVALS = (*_RIVALS[:6], POSTHOC, *_RIVALS[6:])
 _POSTHOC_TITLE = "post-hoc logit adjustment (of the plain network)"
 TITLES = {name: _POSTHOC_TITLE if name == POSTHOC else METHOD[name].title for name in (*RIVALS, *OURS, *CONTROLS)}

@@ -67,7 +67,7 @@ class Recipe:
 
 SMALL: dict[str, Any] = {"epochs": (20, 40), "batch": 32}
 TABLE: dict[str, Any] = {"epochs": (20, 40), "batch": 16}
-LIMITED = ("plain", "adjusted", "root", "ours", "no_shift")
+LIMITED = ("plain", "adjusted", "root", "ours", "shifted")
 SETTINGS = (
     Setting("iris-10", "iris, 10", "tables", "iris", "mlp", 30, 10, 20, 0.5, **TABLE),
     Setting("wine-10", "wine, 10", "tables", "wine", "mlp", 28, 10, 20, 0.5, **TABLE),

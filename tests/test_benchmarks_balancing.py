@@ -258,7 +258,7 @@ def some_results(gain: int = 1, name: str = "digits-20") -> dict[str, Any]:
         "adjusted": {"0": run([8, 6, 4]), "1": run([8, 6, 5])},
         "adjusted_natural": {"0": run([8, 6, 4]), "1": run([8, 6, 5])},
         "ours": {"0": run([8, 6, 4 + gain]), "1": run([8, 6, 6 + gain])},
-        "no_shift": {"0": run([8, 6, 5]), "1": run([8, 6, 5])},
+        "shifted": {"0": run([8, 6, 5]), "1": run([8, 6, 5])},
     }
     row = {
         "name": name, "title": name, "kind": "images", "schedule": "cosine", "largest": 60, "imbalance": 6,

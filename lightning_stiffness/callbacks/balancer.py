@@ -32,7 +32,7 @@ _BATCHES_OF_A_STREAM: Final = 100  # warm-up where nobody knows how long trainin
 class ClassGroupingBalancer(ObservedBalancing):
     """Trains a classifier for balanced accuracy: each class counts the same, however few samples it has.
 
-    Four parts, each of which can be switched off:
+    Three parts, each of which can be switched off, and a fourth that can be switched on:
 
     - `sampling`: classes are drawn at rates proportional to their size to the power of 3/4. A training loader with
       `shuffle=True` is exchanged for such a one while `fit` lasts. A loader with another sampler, a stream, and a
@@ -40,11 +40,12 @@ class ClassGroupingBalancer(ObservedBalancing):
       `make_balanced_loader` makes a loader of any of the first two.
     - `logits`: log q_c is added to the logits in training (logit adjustment), q_c being how often class c is really
       met in the loss: drawn, by whatever sampler, and with smoothed labels.
-    - `shift`: after a warm-up, the features of a sample of a small class are moved up to half way toward the mean of a
-      bigger class that takes its probability, label kept: small classes get the room that big ones have. Half as far,
-      or not at all, where the network would take the moved sample for one of another class.
     - `smoothing`: the logits are changed so that a cross entropy of them is one with smoothed labels, by loss and
       gradients (`functional.smoothed_label_logits`).
+    - `shift` (off): after a warm-up, the features of a sample of a small class are moved up to half way toward the mean
+      of a bigger class that takes its probability, label kept: small classes get the room that big ones have. Half as
+      far, or not at all, where the network would take the moved sample for one of another class. Worth nothing beside
+      smoothed labels, in the mean of our settings.
 
     The last three are hooks on the classifier layer, in its training mode and inside the training step only.
     Validation, testing and prediction are untouched: the network's own logits are those for equal class frequencies.
@@ -53,8 +54,7 @@ class ClassGroupingBalancer(ObservedBalancing):
 
     What it is good for, and where it loses, is measured in docs/balancing.md (docs/when-not-to-balance.md sums it up).
     It costs recall of the biggest classes, and smoothed labels make probabilities less sure: do not use it where the
-    natural frequencies are those that count. Beside smoothed labels the shift was worth nothing (+.00 +- .03 points on
-    images), and its measured partner little: `shift=False` saves its time, and `absorption` is a diagnosis.
+    natural frequencies are those that count.
 
     Mixed inputs (mixup, CutMix): with labels mixed inside the training step, `shift` and `smoothing` would take mixed
     samples for those of the batch's labels; switch them off. The other parts remain right, since log q_c is a part of
@@ -72,8 +72,8 @@ class ClassGroupingBalancer(ObservedBalancing):
     Args:
         sampling: Draw classes at `rates`.
         logits: Add log q_c to the training logits.
-        shift: Shift features of small classes.
         smoothing: Share of each label that the loss spreads evenly over all classes, in [0, 1); 0 for none.
+        shift: Shift features of small classes.
         absorbers: Shift toward classes by how much probability they take. Off: toward any bigger classes, a control.
         rates: How often classes are drawn: a strategy of `functional.class_rates`, class sizes [c] -> rates [c], or a
             `DeferredRates` schedule.
@@ -103,7 +103,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         label smoothing by Szegedy et al., arXiv:1512.00567.
 
     Example:
-        >>> balancer = ClassGroupingBalancer(shift=False)
+        >>> balancer = ClassGroupingBalancer(smoothing=0.05)
         >>> balancer.frequencies is None  # until training starts
         True
     """
@@ -113,8 +113,8 @@ class ClassGroupingBalancer(ObservedBalancing):
         *,
         sampling: bool = True,
         logits: bool = True,
-        shift: bool = True,
         smoothing: float = 0.1,
+        shift: bool = False,
         absorbers: bool = True,
         rates: Rates = power_rates,
         counts: Sequence[int] | None = None,
@@ -174,11 +174,13 @@ class ClassGroupingBalancer(ObservedBalancing):
     def absorption(self) -> Float[Tensor, "c c"] | None:
         """Who takes the probability of whom: see `balancing_statistics.absorption`; None until it is measured.
 
-        Of the unchanged logits, in training mode, on average over the last 20 or so samples of each class. Measured by
-        the part `shift`.
+        With `shift`: of the unchanged logits, in training mode, on average over the last 20 or so samples of each
+        class. Without: that of the last reading.
         """
         found = self._means()
-        return None if found is None else absorption(found.probabilities.cpu())
+        if found is not None:
+            return absorption(found.probabilities.cpu())
+        return next((one.absorption for one in reversed(self.readings) if one.absorption is not None), None)
 
     def natural_probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Probabilities where classes are as frequent as in the training data.

@@ -48,9 +48,10 @@ class GramEngine:
             functions of torch are evaluated in double precision, so that gradients of fitted samples are not rounding
             noise. Losses that are divided by the batch size keep their cosines and signs; where a batch is processed in
             chunks, K has the scale that they have in a chunk.
-        budget: Bytes of memory that activations and factors may take beside the [n, n] result. Larger batches are
-            processed in chunks of samples and groups of parameters: slower, with the same result. Not given: a quarter
-            of the memory of the device, at most 4 GiB, and less where that turns out to be more than there is.
+        budget: Bytes of memory that a measurement may take beside the [n, n] result: four fifths for what it plans
+            with, the rest for what nobody can count. Larger batches are processed in chunks of samples and groups of
+            parameters: slower, with the same result. Not given: a quarter of the memory of the device, at most 4 GiB,
+            and less where that turns out to be more than there is.
         check_every: Each time a new kind of batch or of graph is seen, and at every `check_every`-th reading, results
             are compared with plain autograd: for two samples alone, for a sum over all samples, and parameter by
             parameter for a few samples, others each time. Where they differ, a warning names the parameters; they are

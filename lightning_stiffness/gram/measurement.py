@@ -27,6 +27,9 @@ SMALL_CHUNK_SHARE = 1 / 12  # of the budget, which so many samples may take if i
 SMALL_BYTES = 128 << 20
 WORTH_KEEPING = 0.75  # more than this share of the activations is not
 BACKWARD_SHARE = 1.5  # gradients and temporaries of a backward pass, beside the activations that the forward pass keeps
+COUNTED_SHARE = (
+    4 / 5
+)  # of the budget: the rest is for holes that the allocator leaves, and scratch of single operations
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ class Measurement:
 
     @property
     def room(self) -> int:
-        """The part of the budget that products leave."""
+        """The part of the budget that products, and what cannot be counted, leave."""
         tile = ITEM_BYTES * min(self.samples, SYMMETRIC_ROWS) ** 2
-        return max(self.budget - 2 * scratch_of(self.budget) - tile, self.budget // 4)
+        counted = int(COUNTED_SHARE * self.budget)
+        return max(counted - 2 * scratch_of(self.budget) - tile, self.budget // 4)
 
     @property
     def chunk(self) -> int:

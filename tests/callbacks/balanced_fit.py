@@ -67,7 +67,7 @@ def sampled(folder: Path) -> None:
 def balanced(folder: Path, shuffle: bool) -> None:
     """A balancer, with a loader that it exchanges or has to learn from."""
     seen, module = Seen(), Numbered()
-    balancer = ClassGroupingBalancer(warmup=0)
+    balancer = ClassGroupingBalancer(shift=True, warmup=0)
     data = numbered()
     options = {"shuffle": True} if shuffle else {"sampler": WeightedRandomSampler([1.0] * 30 + [4.0] * 20, 50)}
     run = trainer([balancer, seen], strategy="ddp", devices=2, max_epochs=2)

@@ -50,6 +50,13 @@ def test_it_reads_evenly_and_at_the_end():
     assert [reading.step for reading in within.readings] == [2, 4, 5]
 
 
+def test_without_a_shift_absorption_is_that_of_the_last_reading():
+    balancer, _ = fit()
+    assert torch.equal(balancer.absorption, balancer.readings[-1].absorption)
+    assert not torch.equal(fit(shift=True)[0].absorption, balancer.absorption)
+    assert ClassGroupingBalancer().absorption is None
+
+
 def test_a_run_that_is_stopped_is_read_at_its_end():
     class Stops(Classifier):
         def on_train_batch_start(self, batch, batch_idx):

@@ -22,7 +22,7 @@ from tests.test_balanced_loader import imbalanced
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
 # What is measured meanwhile has tests of its own, in test_balance_observing.
-ClassGroupingBalancer = partial(balancers.ClassGroupingBalancer, max_readings=0)
+ClassGroupingBalancer = partial(balancers.ClassGroupingBalancer, max_readings=0, shift=True)
 OFF = {"sampling": False, "logits": False, "shift": False, "smoothing": 0.0}
 COUNTS = torch.tensor([30, 15, 5])
 
