@@ -8,20 +8,17 @@ at once, as one batched network in plain torch.
 
 import argparse
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from balancing_data import Split, split_of
-from balancing_networks import network
+from balancing_batched import Change, Idea, Problem, balanced_accuracy, features, logits, train
 from balancing_scores import Estimate
-from balancing_settings import BY_NAME, NEEDS_DATA, Recipe, read_recipes
+from balancing_settings import BY_NAME, NEEDS_DATA, Recipe
 from gram_report import table
-from torch import Generator, Tensor, nn
-from torch.nn.functional import one_hot, pad
+from torch import Generator, Tensor
+from torch.nn.functional import one_hot
 
 from lightning_stiffness.functional.stiffness import cosine_pairs
 from lightning_stiffness.grouping import class_groups
@@ -39,136 +36,6 @@ SETTINGS = ("look-alike-50", "digits-20", "confusable")
 MEASURED_AT = 1 / 3
 OF_A_CLASS = 40  # training samples that groups are measured on
 EPSILON = 0.1  # of all label smoothing
-
-Change = Callable[[Tensor, Tensor, Generator], Tensor]
-
-
-class Problem:
-    """S seeds of a setting: inputs [S, n, d], labels [S, n], class sizes [S, c], test labels padded by -1."""
-
-    def __init__(self, name: str, seeds: Sequence[int], folder: Path | None) -> None:
-        """Draws the samples of each seed."""
-        self.setting, self.seeds, self.recipe = BY_NAME[name], seeds, read_recipes()[name]
-        splits = [split_of(self.setting, seed, folder) for seed in seeds]
-        self.shape = tuple(splits[0].train.inputs.shape[1:])
-        self.inputs = torch.stack([split.train.inputs.flatten(1) for split in splits])
-        self.labels = torch.stack([split.train.targets for split in splits])
-        self.counts = torch.stack([split.counts for split in splits])
-        self.test_inputs, self.test_labels = padded(splits)
-        self.classes = self.counts.shape[1]
-        self.rows = torch.arange(len(splits))[:, None]
-
-    def weights(self) -> list[Tensor]:
-        """The first weights of each seed, layer by layer: [S, in, out] and [S, 1, out]."""
-        nets = []
-        for seed in self.seeds:
-            torch.manual_seed(seed)
-            net: Any = network("mlp", self.setting.data, self.shape, self.classes)
-            nets.append([layer for layer in net if isinstance(layer, nn.Linear)])
-        stacked = []
-        for layers in zip(*nets, strict=True):
-            stacked.append(torch.stack([layer.weight.detach().T for layer in layers]))
-            stacked.append(torch.stack([layer.bias.detach() for layer in layers])[:, None])
-        return [tensor.clone().requires_grad_() for tensor in stacked]
-
-    def smaller(self) -> Tensor:
-        """1 - n_a / n_b for each pair of classes, 0 where b is not bigger: [S, c, c]."""
-        sizes = self.counts.double()
-        return (1 - sizes[:, :, None] / sizes[:, None]).clamp(min=0)
-
-
-def padded(splits: Sequence[Split]) -> tuple[Tensor, Tensor]:
-    """Test samples of all seeds as one tensor."""
-    most = max(len(split.test) for split in splits)
-    inputs = [pad(split.test.inputs.flatten(1), (0, 0, 0, most - len(split.test))) for split in splits]
-    labels = [pad(split.test.targets, (0, most - len(split.test)), value=-1) for split in splits]
-    return torch.stack(inputs), torch.stack(labels)
-
-
-@dataclass(frozen=True)
-class Idea:
-    """What is added to a training.
-
-    Attributes:
-        targets: Probabilities that stand for each class in the loss, [S, c, c]; none: the class alone.
-        change: (inputs, labels, generator) -> other inputs.
-        groups: Groups [S, c] whose summed probability has a loss of its own, of equal weight.
-    """
-
-    targets: Tensor | None = None
-    change: Change | None = None
-    groups: Tensor | None = None
-
-
-def features(weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """What the last layer is given."""
-    for k in range(0, len(weights) - 2, 2):
-        inputs = torch.baddbmm(weights[k + 1], inputs, weights[k]).relu()
-    return inputs
-
-
-def logits(weights: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """Of all seeds."""
-    return torch.baddbmm(weights[-1], features(weights, inputs), weights[-2])
-
-
-def train(problem: Problem, idea: Idea, stop: float = 1.0, sampling: float = 0.5) -> list[Tensor]:
-    """The weights after a share of the training; all ideas see the same batches, as far as they leave them alone."""
-    recipe, batch = problem.recipe, problem.setting.batch
-    steps = recipe.epochs * math.ceil(problem.labels.shape[1] / batch)
-    generator, chances = Generator().manual_seed(1), Generator().manual_seed(2)
-    rates = problem.counts.double() ** sampling
-    rates = rates / rates.sum(1, keepdim=True)
-    labelled = rates[:, None] if idea.targets is None else rates[:, None] @ idea.targets  # how often, after smoothing
-    offsets = labelled.log().float()
-    chosen = (rates / problem.counts).gather(1, problem.labels)
-    weights = problem.weights()
-    optimizer = torch.optim.SGD(weights, recipe.rate, momentum=0.9, weight_decay=recipe.weight_decay)
-    for step in range(round(stop * steps)):
-        optimizer.param_groups[0]["lr"] = recipe.rate * (1 + math.cos(math.pi * step / steps)) / 2
-        drawn = torch.multinomial(chosen, batch, replacement=True, generator=generator)
-        inputs, labels = problem.inputs[problem.rows, drawn], problem.labels[problem.rows, drawn]
-        if idea.change is not None:
-            inputs = idea.change(inputs, labels, chances)
-        loss = losses(problem, logits(weights, inputs) + offsets, labels, idea)
-        optimizer.zero_grad()
-        loss.mean(1).sum().backward()
-        clip(weights)
-        optimizer.step()
-    return [tensor.detach() for tensor in weights]
-
-
-def losses(problem: Problem, adjusted: Tensor, labels: Tensor, idea: Idea) -> Tensor:
-    """Of each sample, [S, n]."""
-    logs = adjusted.log_softmax(2)
-    if idea.targets is None:
-        found = -logs.gather(2, labels[..., None]).squeeze(2)
-    else:
-        found = -(idea.targets.float()[problem.rows, labels] * logs).sum(2)
-    if idea.groups is None:
-        return found
-    members = one_hot(idea.groups).float()
-    of_groups = (logs.exp() @ members).clamp(min=1e-12).log()
-    return (found - of_groups.gather(2, idea.groups.gather(1, labels)[..., None]).squeeze(2)) / 2
-
-
-def clip(weights: Sequence[Tensor], norm: float = 1.0) -> None:
-    """The gradients of each seed to a norm of at most 1, as the Trainer of the other benchmark does."""
-    gradients = [tensor.grad for tensor in weights if tensor.grad is not None]
-    squares = sum(gradient.flatten(1).square().sum(1) for gradient in gradients)
-    factor = (norm / (torch.as_tensor(squares).sqrt() + 1e-6)).clamp(max=1)
-    for gradient in gradients:
-        gradient.mul_(factor[:, None, None])
-
-
-@torch.no_grad()
-def balanced_accuracy(problem: Problem, weights: Sequence[Tensor]) -> list[float]:
-    """Per cent, of each seed."""
-    right = logits(weights, problem.test_inputs).argmax(2) == problem.test_labels
-    members = (problem.test_labels[..., None] == torch.arange(problem.classes)).double()
-    recalls = (members * right[..., None]).sum(1) / members.sum(1)
-    found: list[float] = (100 * recalls.mean(1)).tolist()
-    return found
 
 
 @torch.no_grad()
