@@ -4,8 +4,9 @@ All sample classes by a power of their sizes and add log q_c to the logits of th
 comes, after smoothing; an idea is added to that.
 """
 
+import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import torch
 from balancing_data import Split, split_of
 from balancing_networks import network
-from balancing_settings import BY_NAME, read_recipes
+from balancing_settings import BY_NAME, NEEDS_DATA, read_recipes
 from torch import Generator, Tensor, nn
 from torch.nn.functional import one_hot, pad
 
@@ -187,3 +188,27 @@ def balanced_accuracy(problem: Problem, weights: Sequence[Tensor]) -> list[float
     recalls = (members * right[..., None]).sum(1) / members.sum(1)
     found: list[float] = (100 * recalls.mean(1)).tolist()
     return found
+
+
+def command_line(text: str | None, epilog: str, settings: Sequence[str]) -> argparse.ArgumentParser:
+    """What every script on such problems asks for."""
+    made = argparse.ArgumentParser(
+        description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    made.add_argument("--data", type=Path, metavar="DIR", help="folder of mnist.npz (none: not it)")
+    made.add_argument("--only", nargs="+", choices=settings, default=settings, help="settings (all)")
+    made.add_argument("--seeds", type=int, default=10, metavar="K", help="how many (%(default)s)")
+    return made
+
+
+def asked(options: argparse.Namespace) -> Iterator[str]:
+    """The names of the settings whose data are there, each said to be done when the next one is asked for."""
+    torch.set_num_threads(1)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        if options.data is None and BY_NAME[name].data in NEEDS_DATA:
+            print(f"{name} is left out: it needs --data")
+            continue
+        yield name
+        print(f"{name}: done", flush=True)

@@ -6,16 +6,25 @@ logits of the loss, q_c being how often a label comes, after smoothing; an idea 
 at once, as one batched network in plain torch.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from balancing_batched import Change, Idea, Problem, balanced_accuracy, features, logits, train
+from balancing_batched import (
+    Change,
+    Idea,
+    Problem,
+    asked,
+    balanced_accuracy,
+    command_line,
+    features,
+    logits,
+    train,
+)
+from balancing_report import emphasised
 from balancing_scores import Estimate
-from balancing_settings import BY_NAME, NEEDS_DATA, Recipe
+from balancing_settings import BY_NAME, Recipe
 from gram_report import table
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
@@ -149,8 +158,7 @@ def judge(problem: Problem) -> dict[str, Any]:
 
 def less(first: Sequence[float], second: Sequence[float]) -> str:
     """The mean paired difference; bold beyond two standard errors."""
-    found = Estimate.of([a - b for a, b in zip(first, second, strict=True)])
-    return f"**{found.text(signed=True)}**" if abs(found.mean) > 2 * found.error else found.text(signed=True)
+    return emphasised(Estimate.of([a - b for a, b in zip(first, second, strict=True)]))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -181,27 +189,15 @@ def markdown(results: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, judges, writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of mnist.npz (none: not it)")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="settings (all)")
-    parser.add_argument("--seeds", type=int, default=10, metavar="K", help="how many (%(default)s)")
+    parser = command_line(__doc__, EPILOG, SETTINGS)
     parser.add_argument("--first-seed", type=int, default=0, metavar="K", help="the first (%(default)s)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
-    for name in options.only:
-        if options.data is None and BY_NAME[name].data in NEEDS_DATA:
-            print(f"{name} is left out: it needs --data")
-            continue
+    for name in asked(options):
         problem = Problem(name, range(options.first_seed, options.first_seed + options.seeds), options.data)
         results[name] = {"recipe": vars(problem.recipe), **judge(problem)}
         (options.output / "balancing_groups.json").write_text(json.dumps(results, indent=1) + "\n")
         (options.output / "balancing_groups.md").write_text(markdown(results))
-        print(f"{name}: done")
 
 
 if __name__ == "__main__":

@@ -6,16 +6,15 @@ perceptrons; the seeds of a setting are trained at once, as one batched network 
 that the benchmark of the balancer reports: this is where its defaults were chosen.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from balancing_batched import Idea, Problem, balanced_accuracy, train
+from balancing_batched import Idea, Problem, asked, balanced_accuracy, command_line, train
+from balancing_report import emphasised
 from balancing_scores import Estimate
-from balancing_settings import BY_NAME, NEEDS_DATA
+from balancing_settings import BY_NAME
 from gram_report import table
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
@@ -160,12 +159,6 @@ def differences(found: dict[str, list[float]], name: str) -> Estimate:
     return Estimate.of([a - b for a, b in zip(found[name], found["base"], strict=True)])
 
 
-def bold(estimate: Estimate) -> str:
-    """A difference, bold beyond two standard errors."""
-    text = estimate.text(signed=True)
-    return f"**{text}**" if abs(estimate.mean) > 2 * estimate.error else text
-
-
 def markdown(results: dict[str, Any]) -> str:
     """The report."""
     first = next(iter(results.values()))
@@ -180,33 +173,21 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [bases]
     for name in IDEAS:
         found = [differences(row["accuracies"], name) for row in results.values()]
-        lines.append([name, *map(bold, found), bold(Estimate.pooled(found))])
+        lines.append([name, *map(emphasised, found), emphasised(Estimate.pooled(found))])
     parts.append(table(["", *(BY_NAME[name].title for name in results), "mean"], lines))
     return "\n\n".join(parts) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Trains, judges, writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of mnist.npz (none: not it)")
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, help="settings (all)")
-    parser.add_argument("--seeds", type=int, default=10, metavar="K", help="how many (%(default)s)")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    options.output.mkdir(parents=True, exist_ok=True)
+    options = command_line(__doc__, EPILOG, SETTINGS).parse_args(arguments)
     path = options.output / "balancing_ideas.json"
     results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     seeds = list(range(FIRST_SEED, FIRST_SEED + options.seeds))
-    for name in options.only:
-        if options.data is None and BY_NAME[name].data in NEEDS_DATA:
-            print(f"{name} is left out: it needs --data")
-            continue
-        if results.get(name, {}).get("seeds") != seeds:
+    for name in asked(options):
+        known = results.get(name, {"seeds": [], "accuracies": {}})
+        if known["seeds"] != seeds or known["accuracies"].keys() != {"base", *IDEAS}:
             results[name] = {"seeds": seeds, "accuracies": judge(Problem(name, seeds, options.data))}
-        print(f"{name}: done", flush=True)
         ordered = {key: results[key] for key in SETTINGS if key in results}
         path.write_text(json.dumps(ordered, indent=1) + "\n")
         path.with_suffix(".md").write_text(markdown(ordered))
