@@ -29,9 +29,8 @@ from gram_report import table
 from torch import Generator, Tensor
 from torch.nn.functional import one_hot
 
-from lightning_stiffness.functional.stiffness import cosine_pairs
 from lightning_stiffness.grouping import class_groups
-from lightning_stiffness.levels import StiffnessLevels, classifier_gram, evenly_split
+from lightning_stiffness.levels import levels_of
 
 EPILOG = """examples:
   python benchmarks/balancing_groups.py --output results
@@ -56,16 +55,8 @@ def measured_groups(problem: Problem, weights: Sequence[Tensor]) -> Tensor:
         kept = torch.cat([(labels == k).nonzero()[:OF_A_CLASS, 0] for k in range(problem.classes)])
         own = [tensor[seed : seed + 1] for tensor in weights]
         inputs, targets = problem.inputs[seed : seed + 1, kept], labels[kept]
-        seen, probabilities = features(own, inputs)[0], logits(own, inputs)[0].double().softmax(1)
-        cosines, chance = (
-            cosine_pairs(classifier_gram(p, targets, seen))
-            for p in (probabilities, evenly_split(probabilities, targets))
-        )
-        members = one_hot(targets, problem.classes).double()
-        means = [(probabilities * m).sum(0) / m.sum(0) for m in (members, 1 - members)]
-        separation = float((means[0] - means[1]).mean())
-        levels = StiffnessLevels(cosines, chance, None, targets, problem.classes, separation)
-        found.append(class_groups(levels).assignment)
+        seen = features(own, inputs)[0]
+        found.append(class_groups(levels_of(seen, logits(own, inputs)[0], targets, None)).assignment)
     return torch.tensor(found)
 
 

@@ -1,7 +1,8 @@
 """Groups of classes that a classifier confuses: those that fight each other at its last layer, beyond chance."""
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_tree import ClassTree, class_tree
+from lightning_stiffness.functional.tally import class_sums
 from lightning_stiffness.levels import StiffnessLevels
 
 _LEARNT: Final = 0.05  # mean probability that a class must get from its own samples beyond what it gets from others
@@ -79,13 +81,10 @@ def class_groups(levels: StiffnessLevels, *, draws: int = 100, error_rate: float
         )
     counted = levels.classifier.isfinite() & levels.chance.isfinite()
     excess = torch.where(counted, levels.chance - levels.classifier, 0)
-    found, *drawn = [
-        _merged(tree, *_weighted_sums(excess, counted, levels, weights))
-        for weights in (torch.ones(len(excess)), *_resampled(levels.targets, draws, seed))
-    ]
-    errors = torch.stack(drawn).std(0)
+    counts = torch.cat([torch.ones(1, len(excess)), _resampled(levels.targets, draws, seed)]).to(excess)
+    found = _excess_of_merges(tree, excess, counts * counted.any(1), levels)
     threshold = NormalDist().inv_cdf(1 - error_rate / max(1, levels.num_classes * (levels.num_classes - 1) // 2))
-    return _cut(tree, found, errors, threshold)
+    return _cut(tree, found[0], found[1:].std(0), threshold)
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> float:
@@ -133,33 +132,41 @@ def _resampled(targets: Int[Tensor, "n"], draws: int, seed: int) -> Float[Tensor
     return torch.zeros(draws, len(order)).scatter_add_(1, order[drawn], torch.ones(draws, len(order)))
 
 
-def _weighted_sums(
-    excess: Float[Tensor, "n n"], counted: Tensor, levels: StiffnessLevels, weights: Float[Tensor, "n"]
-) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
-    """Sum and weight of the excess between classes; linear in n^2, whatever the number of classes."""
-    weights = weights.to(excess)
-    usable = weights * counted.any(1)
-    sums = excess.new_zeros(levels.num_classes, len(excess)).index_add_(0, levels.targets, excess * usable[:, None])
-    sums = excess.new_zeros(levels.num_classes, levels.num_classes).index_add_(0, levels.targets, (sums * usable).T)
-    sizes = excess.new_zeros(levels.num_classes).index_add_(0, levels.targets, usable)
-    return sums, sizes[:, None] * sizes
+def _excess_of_merges(
+    tree: ClassTree, excess: Float[Tensor, "n n"], counts: Float[Tensor, "r n"], levels: StiffnessLevels
+) -> Float[Tensor, "r m"]:
+    """Mean excess between the two clusters of each merge, every pair of classes counting the same; nan without one.
+
+    A row for each row of ``counts``, which tells how often each sample counts. In the order of the tree each cluster is
+    a range of classes, and each pair of samples lies between the clusters of one merge: n^2 / 2 products a row.
+    """
+    totals = class_sums(counts, levels.targets, levels.num_classes, 1)
+    shares = torch.where(counts > 0, counts / totals[:, levels.targets], 0)
+    order = torch.tensor(tree.order, device=counts.device)
+    samples = order.argsort()[levels.targets].argsort(stable=True)
+    excess, shares = excess[samples][:, samples], shares[:, samples]
+    present = torch.nn.functional.pad((totals[:, order] > 0).cumsum(1), (1, 0))
+    sizes = levels.targets.bincount(minlength=levels.num_classes)[order]
+    starts = [0, *sizes.cumsum(0).tolist()]
+
+    def between(first: range, second: range) -> Tensor:
+        rows, columns = (slice(starts[part.start], starts[part.stop]) for part in (first, second))
+        pairs = math.prod(present[:, part.stop] - present[:, part.start] for part in (first, second))
+        return ((shares[:, rows] @ excess[rows, columns]) * shares[:, columns]).sum(1) / pairs
+
+    return torch.stack([between(*clusters) for clusters in _merging(tree)], 1).cpu()
 
 
-def _merged(tree: ClassTree, sums: Float[Tensor, "c c"], weights: Float[Tensor, "c c"]) -> Float[Tensor, "m"]:
-    """Mean excess between the two clusters of each merge, every pair of classes counting the same; nan without one."""
-    defined = (weights > 0).cpu().numpy()
-    means = torch.where(weights > 0, sums / weights.clamp(min=1e-12), 0).cpu().numpy()
-    totals, numbers = means.copy(), defined.astype(means.dtype)
-    place = list(range(len(means)))
-    found = []
+def _merging(tree: ClassTree) -> Iterator[tuple[range, range]]:
+    """The places in the order of the tree of the two clusters that each merge joins."""
+    size = len(tree.order)
+    places = [range(0)] * size
+    for place, number in enumerate(tree.order):
+        places[number] = range(place, place + 1)
     for merge in tree.merges:
-        a, b = place[merge.first], place[merge.second]
-        found.append(totals[a, b] / numbers[a, b] if numbers[a, b] else float("nan"))
-        for table in (totals, numbers):
-            table[a] += table[b]
-            table[:, a] += table[:, b]
-        place.append(a)
-    return torch.tensor(found, dtype=torch.float64)
+        first, second = sorted((places[merge.first], places[merge.second]), key=lambda part: part.start)
+        places.append(range(first.start, second.stop))
+        yield first, second
 
 
 def _cut(tree: ClassTree, excess: Tensor, errors: Tensor, threshold: float) -> ClassGroups:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.stiffness import class_matrix, cosine_pairs
-from lightning_stiffness.functional.tally import membership
+from lightning_stiffness.functional.tally import class_sums
 from lightning_stiffness.functional.validation import require_matrix, require_targets
 from lightning_stiffness.gram import GramEngine
+from lightning_stiffness.gram.products import row_products
 
 CLASSIFIER: Final = "classifier"
 FEATURES: Final = "features"
@@ -82,20 +83,55 @@ def classifier_gram(
     """
     require_matrix(probabilities, "probabilities")
     targets = require_targets(targets, len(probabilities), probabilities.shape[1])
-    errors = probabilities.double() - membership(targets, probabilities.shape[1]).double()
-    inputs = features.double()
-    return (errors @ errors.T) * (inputs @ inputs.T + float(bias))
+    return _error_gram(probabilities, targets) * _input_gram(features, bias)
 
 
-def evenly_split(probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n c"]:
-    """The same probability of the own class, and what is lost in equal parts for the others: nobody is confused.
+def chance_gram(
+    probabilities: Float[Tensor, "n c"], targets: Int[Tensor, "n"], features: Float[Tensor, "n d"], bias: bool = True
+) -> Float[Tensor, "n n"]:
+    """What `classifier_gram` would be if what each sample loses went in equal parts to all other classes.
 
-    >>> evenly_split(torch.tensor([[0.6, 0.4, 0.0]]), torch.tensor([0]))
-    tensor([[0.6000, 0.2000, 0.2000]])
+    Nobody is confused with anybody then. With the probability l_i that sample i loses, the product of (p - e) of two
+    samples is l_i l_j c / (c - 1) in one class, and -l_i l_j c / (c - 1)^2 across classes: corners of a simplex.
+
+    Args:
+        probabilities: Of at least 2 classes, rows sum to 1.
+        targets: As in `classifier_gram`.
+        features: Likewise.
+        bias: Likewise.
+
+    Returns:
+        As `classifier_gram`.
+
+    Raises:
+        StiffnessError: As `classifier_gram`.
+
+    Source: ours.
+
+    >>> chance_gram(torch.tensor([[0.6, 0.4, 0], [0, 0, 1.0]]), torch.tensor([0, 1]), torch.ones(2, 1), bias=False)
+    tensor([[ 0.2400, -0.3000],
+            [-0.3000,  1.5000]], dtype=torch.float64)
     """
-    own = probabilities.gather(1, targets[:, None])
-    others = ((1 - own) / (probabilities.shape[1] - 1)).expand_as(probabilities)
-    return others.scatter(1, targets[:, None], own)
+    require_matrix(probabilities, "probabilities")
+    targets = require_targets(targets, len(probabilities), probabilities.shape[1])
+    return _even_gram(probabilities, targets) * _input_gram(features, bias)
+
+
+def _error_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
+    errors = probabilities.to(torch.float64, copy=True)
+    errors[torch.arange(len(errors)), targets.long()] -= 1
+    return row_products(errors)
+
+
+def _even_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
+    others = probabilities.shape[1] - 1
+    lost = 1 - probabilities.double().gather(1, targets.long()[:, None])
+    same = targets[:, None] == targets
+    return lost * lost.T * torch.where(same, 1 + 1 / others, -1 / others - 1 / others**2)
+
+
+def _input_gram(features: Tensor, bias: bool) -> Float[Tensor, "n n"]:
+    return row_products(features.double()) + float(bias)
 
 
 def measure_levels(
@@ -120,7 +156,7 @@ def measure_levels(
     """
     inputs, logits = seen_at(layer, lambda: loss(engine.module, batch), len(targets))
     gram = engine.gram(batch, by=level_of(engine.module, layer))
-    return levels_of(layer, inputs, logits, targets, gram.parts.get(FEATURES))
+    return levels_of(inputs, logits, targets, gram.parts.get(FEATURES), has_bias(layer))
 
 
 def level_of(module: nn.Module, layer: nn.Module) -> Callable[[str], str]:
@@ -130,12 +166,17 @@ def level_of(module: nn.Module, layer: nn.Module) -> Callable[[str], str]:
     return lambda name: CLASSIFIER if name in names else FEATURES
 
 
+def has_bias(layer: nn.Module) -> bool:
+    """Whether a linear layer adds a bias."""
+    return getattr(layer, "bias", None) is not None
+
+
 def levels_of(
-    layer: nn.Module,
     inputs: Float[Tensor, "n d"],
     logits: Float[Tensor, "n c"],
     targets: Int[Tensor, "n"],
     features: Float[Tensor, "n n"] | None,
+    bias: bool = True,
 ) -> StiffnessLevels:
     """Both levels from what the classifier was given, what it made of it, and the Gram matrix of the features.
 
@@ -144,10 +185,10 @@ def levels_of(
     """
     targets = require_targets(targets.to(logits.device), len(targets), logits.shape[1])
     probabilities = logits.double().softmax(1)
-    bias = getattr(layer, "bias", None) is not None
+    seen = _input_gram(inputs, bias)
     return StiffnessLevels(
-        classifier=cosine_pairs(classifier_gram(probabilities, targets, inputs, bias)),
-        chance=cosine_pairs(classifier_gram(evenly_split(probabilities, targets), targets, inputs, bias)),
+        classifier=cosine_pairs(_error_gram(probabilities, targets) * seen),
+        chance=cosine_pairs(_even_gram(probabilities, targets) * seen),
         features=None if features is None else cosine_pairs(features),
         targets=targets,
         num_classes=logits.shape[1],
@@ -178,7 +219,7 @@ def seen_at(layer: nn.Module, run: Callable[[], Any], samples: int) -> tuple[Ten
 
 
 def _separation(probabilities: Tensor, targets: Tensor) -> float:
-    members = membership(targets, probabilities.shape[1]).to(probabilities)
-    own = (probabilities * members).sum(0) / members.sum(0)
-    others = (probabilities * (1 - members)).sum(0) / (1 - members).sum(0)
-    return float((own - others).nanmean())
+    sizes = class_sums(torch.ones_like(probabilities[:, 0]), targets, probabilities.shape[1])
+    own = class_sums(probabilities, targets, probabilities.shape[1]).diagonal()
+    others = (probabilities.sum(0) - own) / (len(targets) - sizes)
+    return float((own / sizes - others).nanmean())

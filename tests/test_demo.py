@@ -32,7 +32,7 @@ def test_settings_out_of_range(settings):
 @pytest.mark.slow
 def test_demo_stops_before_the_network_memorises(tmp_path):
     console = Console(file=io.StringIO(), width=200)
-    result = run_demo(DemoSettings(output=tmp_path, epochs=60), console)
+    result = run_demo(DemoSettings(output=tmp_path, epochs=40), console)
     printed = console.file.getvalue()
     accuracy = result.curves.test_accuracy
     assert result.stop_epoch is not None

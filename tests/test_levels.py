@@ -3,12 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.stiffness import class_matrix, cosine_pairs
 from lightning_stiffness.gram import GramEngine
-from lightning_stiffness.levels import classifier_gram, evenly_split, measure_levels
+from lightning_stiffness.levels import chance_gram, classifier_gram, measure_levels
 
 
 def losses(module, batch):
@@ -53,9 +55,19 @@ def test_the_closed_form_is_the_gram_of_the_gradients():
     assert torch.allclose(found, rows @ rows.T, atol=1e-12)
 
 
-def test_chance_is_an_even_split():
-    p = torch.tensor([[0.2, 0.5, 0.3], [0.1, 0.9, 0.0]])
-    assert torch.allclose(evenly_split(p, torch.tensor([0, 1])), torch.tensor([[0.2, 0.4, 0.4], [0.05, 0.9, 0.05]]))
+@given(st.integers(2, 5), st.booleans(), st.integers(0, 1000))
+def test_chance_is_an_even_split_of_what_is_lost(classes, bias, seed):
+    """Against the Gram of probabilities that are split evenly, sample by sample."""
+    generator = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(7, classes, generator=generator, dtype=torch.float64).mul(3).softmax(1)
+    targets = torch.randint(0, classes, (7,), generator=generator)
+    features = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+    even = torch.stack(
+        [(1 - p[y]).expand(classes) / (classes - 1) for p, y in zip(probabilities, targets, strict=True)]
+    )
+    even[torch.arange(7), targets] = probabilities[torch.arange(7), targets]
+    found = chance_gram(probabilities, targets, features, bias)
+    assert torch.allclose(found, classifier_gram(even, targets, features, bias), atol=1e-12)
 
 
 def test_two_classes_are_always_at_chance():

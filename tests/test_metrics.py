@@ -11,7 +11,6 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 from torchmetrics import Metric, MetricCollection
 
 from lightning_stiffness.errors import StiffnessError
@@ -25,6 +24,7 @@ from lightning_stiffness.metrics import (
 )
 from tests.functional import oracle
 from tests.functional.synthetic import Labelled, random_labelled
+from tests.processes import in_processes
 from tests.unchecked import unchecked_types
 
 matplotlib.use("Agg")
@@ -214,19 +214,19 @@ def test_a_first_batch_with_equal_cosine_and_sign_does_not_merge_them() -> None:
     assert values["SignStiffness"][0, 0] == 1
 
 
-def one_process(rank: int, rendezvous: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=2)
+def one_process() -> None:
+    torch.distributed.init_process_group("gloo")
     parts = batches()
     for metric_class in MATRICES + SCALARS:
-        metric = updated(metric_class(num_classes=CLASSES), parts[:1] if rank == 0 else parts[1:])
+        own = parts[:1] if torch.distributed.get_rank() == 0 else parts[1:]
+        metric = updated(metric_class(num_classes=CLASSES), own)
         assert_value(metric, parts)
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_pooled_value(tmp_path: Path) -> None:
-    rendezvous = f"file://{tmp_path / 'rendezvous'}"
-    start_processes(one_process, args=(rendezvous,), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    in_processes(one_process, folder=tmp_path)
 
 
 @DRAWS

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,12 @@ from lightning_stiffness.callbacks.step_run import output_of, require_usable
 from lightning_stiffness.callbacks.training_step import training_precision
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_progress import class_progress, class_progress_error
-from lightning_stiffness.functional.tally import membership
+from lightning_stiffness.functional.tally import class_sums
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.grouping import agreement, class_groups
-from lightning_stiffness.levels import FEATURES, StiffnessLevels, level_of, levels_of, seen_at
+from lightning_stiffness.levels import FEATURES, StiffnessLevels, has_bias, level_of, levels_of, seen_at
 
 FEWEST, MOST = 100, 200  # samples of a probe, ten of each class between them; four of each where there are many
-DRAWS: Final = 30  # of the bootstrap of the groups, which is most of what a reading of a small network costs
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class BalanceReader:
         samples = on_device(self._trainer, self._module, self._batch, self._seed)
         with measuring(self._module):
             levels, products, logits = self._measured(samples, now)
-            groups = class_groups(levels, draws=DRAWS, seed=self._seed)
+            groups = class_groups(levels, seed=self._seed)
             means, measured = _class_means(logits, levels.targets)
             progress = class_progress(products, levels.targets, now.rates)
             error = class_progress_error(products, levels.targets, now.rates)
@@ -180,7 +179,8 @@ class BalanceReader:
             batch = join([plain, (samples, plain[1] + now.offsets.to(plain[1]))])
         gram = self._engine.gram(batch, by=level_of(self._engine.module, self._layer))
         features = gram.parts.get(FEATURES)
-        levels = levels_of(self._layer, inputs, logits, targets, None if features is None else features[:n, :n])
+        features = None if features is None else features[:n, :n]
+        levels = levels_of(inputs, logits, targets, features, has_bias(self._layer))
         return levels, gram.matrix[:n, -n:], logits
 
 
@@ -195,7 +195,7 @@ def lost_by(probabilities: Float[Tensor, "c c"]) -> Float[Tensor, "c"]:
 
 def _class_means(logits: Float[Tensor, "n c"], targets: Int[Tensor, "n"]) -> tuple[Tensor, Tensor]:
     """Mean probabilities of the samples of each class, nan without any, and their numbers; on the CPU."""
-    members = membership(targets.to(logits.device), logits.shape[1]).double()
-    measured = members.sum(0)
-    means = (members.T @ logits.double().softmax(1)) / measured[:, None]
+    probabilities, targets = logits.double().softmax(1), targets.to(logits.device)
+    measured = class_sums(torch.ones_like(probabilities[:, 0]), targets, logits.shape[1])
+    means = class_sums(probabilities, targets, logits.shape[1]) / measured[:, None]
     return means.float().cpu(), measured.float().cpu()

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.functional.tally import membership
+from lightning_stiffness.functional.tally import class_sums, summation_dtype
 from lightning_stiffness.functional.validation import require_square, require_targets
 
 
@@ -74,14 +74,14 @@ class _Pairs:
 
     Attributes:
         targets: Class of each sample.
-        members: 1 where a sample is of a class, [n, c].
+        sizes: Samples of each class.
         shares: How often each class is drawn, summing to 1.
         rows: Sum over the samples of each class, of the products of a sample as i, [n, c].
         columns: The same of a sample as j.
     """
 
     targets: Tensor
-    members: Tensor
+    sizes: Tensor
     shares: Tensor
     rows: Tensor
     columns: Tensor
@@ -92,18 +92,15 @@ class _Pairs:
         targets = require_targets(targets, len(products), len(rates))
         if not bool((rates >= 0).all()) or not 0 < float(rates.sum()) < torch.inf:
             raise StiffnessError("rates must be numbers from 0 on, not all 0: how often each class is drawn.")
-        members = membership(targets, len(rates))
-        others = products.to(members.dtype).clone().fill_diagonal_(0)
-        shares = rates.to(members) / rates.to(members).sum()
-        return cls(targets, members, shares, others @ members, others.T @ members)
-
-    @property
-    def sizes(self) -> Tensor:
-        return self.members.sum(0)
+        others = products.to(summation_dtype(products.device), copy=True).fill_diagonal_(0)
+        sizes = class_sums(torch.ones_like(others[0]), targets, len(rates))
+        shares = rates.to(others) / rates.to(others).sum()
+        rows, columns = (class_sums(others, targets, len(rates), dim) for dim in (1, 0))
+        return cls(targets, sizes, shares, rows, columns.T)
 
     @property
     def sums(self) -> Tensor:
-        return self.members.T @ self.rows
+        return class_sums(self.rows, self.targets, len(self.shares))
 
     @property
     def means(self) -> Tensor:
@@ -118,8 +115,8 @@ class _Pairs:
     @property
     def error(self) -> Tensor:
         replicates, sizes = self._replicates(), self.sizes
-        centres = (self.members.T @ replicates) / sizes.clamp(min=1)[:, None]
-        squares = self.members.T @ (replicates - centres[self.targets]).square()
+        centres = class_sums(replicates, self.targets, len(sizes)) / sizes.clamp(min=1)[:, None]
+        squares = class_sums((replicates - centres[self.targets]).square(), self.targets, len(sizes))
         variance = ((sizes - 1).clamp(min=0) / sizes.clamp(min=1)) @ squares
         return torch.where(sizes < 3, torch.nan, variance.sqrt())
 

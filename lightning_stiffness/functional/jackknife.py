@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.functional.tally import Tally, membership, pair_tally
+from lightning_stiffness.functional.tally import Tally, class_sums, pair_tally, summation_dtype
 from lightning_stiffness.functional.validation import (
     require_integers,
     require_matrix,
@@ -81,10 +81,10 @@ def summarise(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"], num_classe
     """
     require_square(pairs, "pairs")
     targets = require_targets(targets, len(pairs), num_classes)
-    tally, labels = pair_tally(pairs), membership(targets, num_classes)
-    rows = tally.map(lambda values: values @ labels)
-    columns = tally.map(lambda values: values.T @ labels)
-    classes = rows.map(lambda values: labels.T @ values)
+    tally = pair_tally(pairs)
+    rows = tally.map(lambda values: class_sums(values, targets, num_classes, 1))
+    columns = tally.map(lambda values: class_sums(values, targets, num_classes).T)
+    classes = rows.map(lambda values: class_sums(values, targets, num_classes))
     own = _own(rows, targets) + _own(columns, targets) - tally.map(torch.diagonal)
     across = _between_moves(classes, rows, targets) + _between_moves(classes.map(torch.t), columns, targets)
     moves = _Summaries(_within_moves(classes, own, targets), across)
@@ -115,8 +115,7 @@ def pair_rows(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"], num_classe
     """
     require_square(pairs, "pairs")
     targets = require_targets(targets, len(pairs), num_classes)
-    labels = membership(targets, num_classes)
-    return pair_tally(pairs).map(lambda values: values @ labels)
+    return pair_tally(pairs).map(lambda values: class_sums(values, targets, num_classes, 1))
 
 
 def summarise_rows(rows: Tally, targets: Int[Tensor, "n"], num_classes: int) -> Stiffness:
@@ -148,8 +147,7 @@ def summarise_rows(rows: Tally, targets: Int[Tensor, "n"], num_classes: int) -> 
     (0.5, 0.1826)
     """
     targets = require_targets(targets, len(rows.total), num_classes)
-    labels = membership(targets, num_classes)
-    classes = rows.map(lambda values: labels.T @ values)
+    classes = rows.map(lambda values: class_sums(values, targets, num_classes))
     own = _own(rows, targets)
     across = _between_moves(classes, rows, targets)
     moves = _Summaries(_within_moves(classes, own + own, targets), across + across)
@@ -186,10 +184,10 @@ def summarise_cross(
     require_matrix(pairs, "pairs")
     row_targets = require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
     column_targets = require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
-    tally, row_labels = pair_tally(pairs), membership(row_targets, num_classes)
-    rows = tally.map(lambda values: values @ membership(column_targets, num_classes))
-    columns = tally.map(lambda values: values.T @ row_labels)
-    classes = rows.map(lambda values: row_labels.T @ values)
+    tally = pair_tally(pairs)
+    rows = tally.map(lambda values: class_sums(values, column_targets, num_classes, 1))
+    columns = tally.map(lambda values: class_sums(values, row_targets, num_classes).T)
+    classes = rows.map(lambda values: class_sums(values, row_targets, num_classes))
     by_row = _one_sided_moves(classes, rows, row_targets)
     by_column = _one_sided_moves(classes.map(torch.t), columns, column_targets)
     moves = _Summaries(_joined(by_row.within, by_column.within), _joined(by_row.between, by_column.between))
@@ -227,11 +225,12 @@ def jackknife_error(replicates: Float[Tensor, "k"], strata: Int[Tensor, "k"]) ->
         )
     require_integers(strata, len(replicates), "strata")
     _, stratum = torch.unique(strata, return_inverse=True)
-    members = membership(stratum, int(stratum.max()) + 1)
-    sizes = members.sum(dim=0)
-    values = replicates.to(members.dtype).masked_fill(sizes[stratum] < 2, 0)
-    deviations = values - ((values @ members) / sizes)[stratum]
-    variance = ((sizes - 1) / sizes * (deviations.square() @ members)).sum()
+    number = int(stratum.max()) + 1
+    wide = replicates.to(summation_dtype(replicates.device))
+    sizes = class_sums(torch.ones_like(wide), stratum, number)
+    values = wide.masked_fill(sizes[stratum] < 2, 0)
+    deviations = values - (class_sums(values, stratum, number) / sizes)[stratum]
+    variance = ((sizes - 1) / sizes * class_sums(deviations.square(), stratum, number)).sum()
     seen = variance.masked_fill((sizes < 2).all(), torch.nan)
     return seen.sqrt().to(replicates.dtype)
 
@@ -274,8 +273,7 @@ def _between_moves(classes: Tally, deleted: Tally, targets: Tensor) -> Tally:
     """By how much each deletion of a sample's pairs [k c] moves the sum over the rest of its class's row."""
     before = classes.map(lambda values: values[targets])
     moved = _entries(before - deleted) - _entries(before)
-    others = 1 - membership(targets, classes.total.shape[-1])
-    return moved.map(lambda values: (values * others).sum(dim=1))
+    return moved.map(lambda values: values.scatter(1, targets.long()[:, None], 0).sum(dim=1))
 
 
 def _own(lines: Tally, targets: Tensor) -> Tally:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lightning_stiffness.functional.tally import Tally, membership, pair_tally, summation_dtype
+from lightning_stiffness.functional.tally import Tally, class_sums, pair_tally, summation_dtype
 from lightning_stiffness.functional.validation import (
     require_gram,
     require_integers,
@@ -90,9 +90,8 @@ def class_pair_sums(
     require_matrix(pairs, "pairs")
     row_targets = require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
     column_targets = require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
-    rows = membership(row_targets, num_classes)
-    columns = membership(column_targets, num_classes)
-    return pair_tally(pairs).map(lambda values: rows.T @ (values @ columns))
+    columns = pair_tally(pairs).map(lambda values: class_sums(values, column_targets, num_classes, 1))
+    return columns.map(lambda values: class_sums(values, row_targets, num_classes))
 
 
 def class_matrix(
@@ -273,8 +272,9 @@ def class_alignment(
     """
     require_matrix(pairs, "pairs")
     require_targets(row_targets, pairs.shape[0], num_classes, "row_targets")
-    columns = membership(require_targets(column_targets, pairs.shape[1], num_classes, "column_targets"), num_classes)
-    return pair_tally(pairs).map(lambda values: values @ columns).mean.to(pairs.dtype)
+    column_targets = require_targets(column_targets, pairs.shape[1], num_classes, "column_targets")
+    rows = pair_tally(pairs).map(lambda values: class_sums(values, column_targets, num_classes, 1))
+    return rows.mean.to(pairs.dtype)
 
 
 def own_class_alignment(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"]) -> Float[Tensor, "n"]:

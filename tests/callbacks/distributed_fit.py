@@ -1,4 +1,4 @@
-"""Run by test_distributed as a script: a fit in two processes, each of which writes what it saw."""
+"""Run by test_distributed, once as a script: a fit in two processes, each of which writes what it saw."""
 
 import json
 import sys
@@ -138,7 +138,4 @@ def main(case: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "restored":
-        restored(Path(sys.argv[2]))
-    else:
-        main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,34 +1,16 @@
 """Two processes share one balanced pass: Lightning leaves the sampler, and so the rates, as they are."""
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
-from tests.callbacks.balanced_fit import numbered
+from tests.callbacks.balanced_fit import balanced, numbered, observed, sampled
+from tests.processes import seen_by_both
 
 pytestmark = pytest.mark.slow
 
 
-def fitted(case, folder):
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.balanced_fit", case, folder],
-        env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1", NCCL_DEBUG=""),
-        timeout=120,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    files = [folder / "rank0.json", folder / "rank1.json"]
-    assert all(path.exists() for path in files), result.stderr[-3000:]
-    return [json.loads(path.read_text()) for path in files]
-
-
 def test_the_order_survives_and_the_processes_share_it(tmp_path):
-    first, second = fitted("sampled", tmp_path)
+    first, second = seen_by_both(sampled, folder=tmp_path)
     labels = numbered().targets
     for found in (first, second):
         assert found["kind"] == "ClassRateSampler"
@@ -41,7 +23,7 @@ def test_the_order_survives_and_the_processes_share_it(tmp_path):
 
 
 def test_a_balancer_exchanges_the_loader_of_both_processes(tmp_path):
-    first, second = fitted("exchanged", tmp_path)
+    first, second = seen_by_both(balanced, True, folder=tmp_path)
     for found in (first, second):
         assert found["kind"] == "ClassRateSampler"
         assert found["seen"] == found["expected"]
@@ -52,7 +34,7 @@ def test_a_balancer_exchanges_the_loader_of_both_processes(tmp_path):
 
 
 def test_what_is_drawn_is_counted_over_both_processes(tmp_path):
-    first, second = fitted("counted", tmp_path)
+    first, second = seen_by_both(balanced, False, folder=tmp_path)
     assert first["weights"] == second["weights"]
     drawn = [position for found in (first, second) for epoch in found["seen"] for position in epoch]
     counts = torch.bincount(numbered().targets[drawn]).double() + 1
@@ -61,7 +43,7 @@ def test_what_is_drawn_is_counted_over_both_processes(tmp_path):
 
 
 def test_both_processes_have_the_same_readings_of_all_validation_samples(tmp_path):
-    first, second = fitted("observed", tmp_path)
+    first, second = seen_by_both(observed, False, folder=tmp_path)
     assert first["steps"] == second["steps"]
     assert len(first["steps"]) == 2
     assert first["classifier"] == second["classifier"]
@@ -71,6 +53,6 @@ def test_both_processes_have_the_same_readings_of_all_validation_samples(tmp_pat
 
 
 def test_a_process_that_fails_does_not_make_the_other_wait(tmp_path):
-    first, second = fitted("observed_broken", tmp_path)
+    first, second = seen_by_both(observed, True, folder=tmp_path)
     assert first["steps"] == second["steps"]
     assert first["classifier"] == second["classifier"]

@@ -1,9 +1,6 @@
 """StiffnessMonitor(probe="batch"): what it reads from training steps, which stay as they are, and what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -28,11 +25,13 @@ from lightning_stiffness import (
 from lightning_stiffness.callbacks.batch_pool import BatchPool
 from lightning_stiffness.callbacks.batch_reading import loss_factor
 from lightning_stiffness.gram import rules
+from tests.callbacks import distributed_fit
 from tests.callbacks.modules import CLASSES, QUIET, Classifier, Memoriser, Rich, blobs, loader, mislabelled, trainer
 from tests.callbacks.test_failures import Contrastive, Manual, TwoOptimizers
 from tests.callbacks.test_monitor import assert_same, cross_entropies, points
 from tests.callbacks.test_monitor_neutrality import assert_neutral
 from tests.oracle import loop_gram
+from tests.processes import seen_by_both
 from tests.unchecked import unchecked_types
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before")]
@@ -227,17 +226,7 @@ def test_a_resumed_run_goes_on_with_the_batches_that_were_read(step, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_pool_their_batches(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.distributed_fit", "batches", tmp_path],
-        env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1", NCCL_DEBUG=""),
-        timeout=120,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    files = [tmp_path / "rank0.json", tmp_path / "rank1.json"]
-    assert all(path.exists() for path in files), result.stderr[-3000:]
-    first, second = (json.loads(path.read_text()) for path in files)
+    first, second = seen_by_both(distributed_fit.main, "batches", folder=tmp_path)
     assert first == second
     history = History.load(next(tmp_path.rglob("stiffness.jsonl")))
     assert [reading.step for reading in history] == [1, 2, 3, 4, 5, 6]

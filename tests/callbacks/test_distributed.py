@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 
 from lightning_stiffness import History
+from tests.callbacks import distributed_fit
+from tests.processes import seen_by_both
 
 pytestmark = pytest.mark.slow
 
 
 def fitted(case: str, folder: Path) -> list[dict[str, Any]]:
     """What each of the two processes saw."""
+    return seen_by_both(distributed_fit.main, case, folder=folder)
+
+
+def launched(case: str, folder: Path) -> list[dict[str, Any]]:
+    """The same of a program that Lightning starts a second time by itself."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.callbacks.distributed_fit", case, folder],
         env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1", NCCL_DEBUG=""),
@@ -30,7 +37,7 @@ def fitted(case: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def test_both_processes_read_and_decide_the_same_and_write_once(tmp_path):
-    first, second = fitted("default", tmp_path)
+    first, second = launched("default", tmp_path)
     assert first == second
     assert 6 <= first["epochs"] < 30
     assert first["decision"]["stop"]
@@ -69,7 +76,7 @@ def test_what_cannot_work_is_said_by_both(tmp_path):
 
 
 def test_both_processes_end_with_the_weights_that_the_first_holds_for_the_best(tmp_path):
-    first, second = fitted("restored", tmp_path)
+    first, second = seen_by_both(distributed_fit.restored, folder=tmp_path)
     assert first == second
     assert 6 <= first["epochs"] < 30
     assert first["weights"] == first["then"] != first["last"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_stiffness.functional.tally import Tally, membership, pair_tally, summation_dtype
+from lightning_stiffness.functional.tally import Tally, class_sums, membership, pair_tally, summation_dtype
 
 
 def test_a_pair_that_does_not_count_adds_nothing() -> None:
@@ -30,3 +30,16 @@ def test_membership_marks_the_class_of_each_sample(dtype: torch.dtype) -> None:
 def test_sums_are_made_in_float64_where_there_is_one() -> None:
     assert summation_dtype(torch.device("cpu")) == summation_dtype(torch.device("cuda")) == torch.float64
     assert summation_dtype(torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_class_sums_are_those_of_a_product_with_the_members(dim: int, device: str) -> None:
+    values, targets = torch.arange(12.0).reshape(3, 4).double(), torch.tensor([2, 0, 2, 1])
+    values = values.T if dim == 0 else values
+    found = class_sums(values.to(device), targets.to(device), 5, dim)
+    if device == "meta":  # the way of other devices, of which only shapes are known here
+        assert found.shape == ((5, 3) if dim == 0 else (3, 5))
+        return
+    members = membership(targets, 5)
+    assert torch.equal(found, members.T @ values if dim == 0 else values @ members)

@@ -1,10 +1,5 @@
 """Modules that are wrapped for training on several devices or processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -12,20 +7,9 @@ from torch import nn
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram import GramEngine
 from lightning_stiffness.gram.plain import unwrapped
+from tests.gram.wrapped_process import CASES, CLASSES, batch, main, network
 from tests.oracle import cross_entropy, loop_gram
-
-SCRIPT = Path(__file__).with_name("wrapped_process.py")
-CLASSES = 4
-
-
-def network():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES))
-
-
-def batch(n=12):
-    return torch.randn(n, 8, generator=torch.Generator().manual_seed(1)), torch.arange(n) % CLASSES
+from tests.processes import in_processes
 
 
 def test_data_parallel():
@@ -67,19 +51,6 @@ def test_a_layer_that_has_seen_no_input():
 @pytest.mark.parametrize("processes", [1, 2])
 def test_in_processes(processes, tmp_path):
     """Each process checks itself, DDP, FSDP and DTensor: see the script."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(processes), "PYTHONPATH": "."}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(processes), str(tmp_path / "store")],
-            env=environment,
-            cwd=SCRIPT.parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    results = [process.communicate(timeout=240)[0] for process in running]
-    for process, output in zip(running, results, strict=True):
-        assert process.returncode == 0, output
-        assert output.count("right") == 5, output
+    in_processes(main, folder=tmp_path, count=processes)
+    for rank in range(processes):
+        assert (tmp_path / f"printed{rank}.txt").read_text().count("right") == len(CASES)

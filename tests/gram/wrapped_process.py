@@ -1,7 +1,5 @@
 """One process of `test_wrapped`: wraps a module, measures it, and trains it on."""
 
-import sys
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,8 +7,21 @@ from torch import nn
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram import GramEngine
-from tests.gram.test_wrapped import CLASSES, batch, network
 from tests.oracle import cross_entropy, loop_gram
+
+CLASSES = 4
+
+
+def network() -> nn.Module:
+    """The same in every process."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+def batch(n: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Likewise."""
+    return torch.randn(n, 8, generator=torch.Generator().manual_seed(1)), torch.arange(n) % CLASSES
 
 
 def ddp(closed_over: bool = False) -> None:
@@ -98,10 +109,10 @@ CASES = {
     "dtensor": dtensor,
 }
 
-if __name__ == "__main__":
-    rank, processes, store = sys.argv[1:]
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(processes))
-    assert CLASSES == 4
+
+def main() -> None:
+    """All cases, each in all processes."""
+    dist.init_process_group("gloo")
     for name, case in CASES.items():
         case()
         dist.barrier()

@@ -2,7 +2,6 @@
 
 import io
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -253,19 +252,15 @@ def test_cross_mode_shows_both_kinds_of_pairs(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_long_run_of_many_classes_is_a_small_file(tmp_path, capsys):
+def test_a_long_run_of_many_classes_is_a_small_file(tmp_path):
     board, history = board_of(tmp_path), detailed_history(99, Toy(100, 4, class_names=NAMES))
     panels = Panels([board.logger], "stiffness", is_full=True)
-    began = time.process_time()
     panels.begin(card_of(history))
     for count in range(1, len(history) + 1):
         panels.reading(history[:count], 10 * count)
     panels.end(history, 1000)
-    seconds, events = time.process_time() - began, events_of(board.logger)
+    events = events_of(board.logger)
     size = sum(path.stat().st_size for path in Path(board.logger.log_dir).iterdir())
-    with capsys.disabled():
-        print(f"\n100 readings of 100 classes: {size / 1e6:.2f} MB, {seconds:.1f} s of processor time")
     assert len(events.Images("stiffness/class_matrix")) == 12
     assert len(events.Histograms("stiffness/pairs_within")) == 100
     assert size < 3_000_000
-    assert seconds < 60
