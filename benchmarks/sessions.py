@@ -18,7 +18,7 @@ from cells import Cell, CellOrder, FixtureOrder, Outcome, outcome_of
 from machine import CELL, variables
 from peers import METHODS
 
-LONG_SECONDS = 15.0  # a call that takes longer is made once
+LONG_SECONDS = 15.0  # a call that takes longer is made once, or twice where its first one plans and checks
 AT_ONCE = 2  # processes that are started together: they import, nothing is timed
 
 
@@ -28,7 +28,7 @@ class Patience:
 
     Attributes:
         repeats: Calls (or bursts of quick calls) after the first.
-        cell_seconds: What repeats may fill; those of our own cells and the yardsticks more, unless a call is long.
+        cell_seconds: What repeats may fill; those of our own cells and the yardsticks more, at least one.
         timeout: Seconds after which a call is given up.
         longest: Seconds that a call may be expected to take and still be made; of a peer at n > 500 a quarter of that.
     """
@@ -45,9 +45,9 @@ class Patience:
 
     @staticmethod
     def _least(cell: Cell, first: float) -> int:
-        if METHODS[cell.method].kind == "peer" or first > LONG_SECONDS:
+        if METHODS[cell.method].kind == "peer":
             return 0
-        return 2 if cell.samples <= 500 else 1
+        return 2 if cell.samples <= 500 and first <= LONG_SECONDS else 1
 
     def longest_of(self, cell: Cell) -> float:
         """The longest call that is made in a cell."""
