@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cells import REFERENCE_SAMPLES, Cell, Outcome
-from gram_results import TARGETS, Results, as_json, checks, class_sizes, is_wrong, number
+from gram_results import TARGETS, WHY_MISSED, Results, as_json, bound_of, checks, class_sizes, is_wrong, number
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -115,7 +115,8 @@ def target_section(results: Results) -> list[str]:
         for c in found
     ]
     head = f"{met} of {len(found)} met, {missed} missed, {len(found) - met - missed} not measured."
-    return ["## Targets", head, table(["", "target", "reached", "", "beside it"], lines)]
+    reasons = [WHY_MISSED] if missed else []
+    return ["## Targets", head, table(["", "target", "reached", "", "beside it"], lines), *reasons]
 
 
 def ratio_table(results: Results, samples: int) -> str:
@@ -137,29 +138,6 @@ def ratio_text(results: Results, outcome: Outcome | None) -> str:
         return outcome.status if math.isnan(least) else f"> {number(least)}"
     text = number(results.ratio(outcome))
     return f"*{text}*" if is_wrong(outcome) else text
-
-
-@dataclass(frozen=True)
-class Bound:
-    """What an exact K costs at least, as multiples of the floor: what comes before the products, and the products."""
-
-    before: float
-    products: float
-
-    @property
-    def total(self) -> float:
-        """Both."""
-        return self.before + self.products
-
-
-def bound_of(results: Results, model: str, samples: int) -> Bound | None:
-    """The bound of a group; None where it was not measured."""
-    outcome = results.find(model, "bound", samples)
-    peak = results.environment["peak_gflops"].get(str(results.threads[0]))
-    if outcome is None or outcome.product_flops is None or peak is None or math.isnan(results.ratio(outcome)):
-        return None
-    floor = results.seconds(outcome) / results.ratio(outcome)
-    return Bound(results.ratio(outcome), outcome.product_flops / (1e9 * peak) / floor)
 
 
 def bound_section(results: Results, samples: int) -> list[str]:

@@ -74,7 +74,7 @@ def test_a_peer_with_a_wrong_answer_is_no_rival():
     )
     found = checks_by_name(outcomes)
     assert found["speed, CNN, n = 500"].reached == "4.00 x"
-    assert found["speed, CNN, n = 500"].remark == "torch.func vmap(grad)"
+    assert found["speed, CNN, n = 500"].remark == "torch.func vmap(grad)"  # without a bound in the run
     assert found["memory, CNN, n = 500"].remark == "no peer is within twice our time"
     assert "*0.50*" in module("gram_report").markdown(results_of(outcomes))
 
@@ -128,9 +128,15 @@ def test_two_threads_must_be_faster_than_one():
 
 def test_the_bound_adds_products_at_the_measured_peak():
     outcomes = group(ours=measured(1.5, **ACCURATE), bound=measured(0.6, product_flops=10e9))
-    found = module("gram_report").bound_of(results_of(outcomes), "cnn", 500)
+    found = module("gram_results").bound_of(results_of(outcomes), "cnn", 500)
     assert found.total == pytest.approx(0.6 + 10 / 50)
-    assert "| CNN | 0.60 | 0.20 | 0.80 | 1.50 | 1.88 |" in module("gram_report").markdown(results_of(outcomes))
+    text = module("gram_report").markdown(results_of(outcomes))
+    assert "| CNN | 0.60 | 0.20 | 0.80 | 1.50 | 1.88 |" in text
+    assert "Why rows are missed" in text
+    outcomes |= group(ours=measured(1.5, **ACCURATE), vmap=measured(2.4, **ACCURATE))
+    found = checks_by_name(outcomes)
+    assert found["K, CNN, n = 500"].remark == "fastest calls: 1.50 x; bound: 0.80 x"
+    assert found["speed, CNN, n = 500"].remark == "torch.func vmap(grad); at the bound: 3.00 x"
 
 
 def test_report_shows_missed_targets_and_failures_and_writes_all_files(tmp_path):

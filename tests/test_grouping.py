@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.class_tree import class_tree
 from lightning_stiffness.functional.stiffness import class_matrix, cosine_pairs
 from lightning_stiffness.gram import GramEngine
-from lightning_stiffness.grouping import ClassGroups, agreement, class_groups, stability
+from lightning_stiffness.grouping import ClassGroups, _excess_of_merges, agreement, class_groups, stability
 from lightning_stiffness.levels import StiffnessLevels, chance_gram, classifier_gram, measure_levels
 
 TRUE = [0, 1, 2, 3] * 3  # classes a, a + 4 and a + 8 look alike
@@ -109,6 +110,44 @@ def test_the_excess_of_a_merge_is_the_mean_over_its_pairs():
     difference = class_matrix(levels.chance - levels.classifier, levels.targets, levels.targets, 12)
     strongest = max(itertools.combinations(range(12), 2), key=lambda pair: -float(levels.classifier_matrix[pair]))
     assert found.excess[0] == pytest.approx(float(difference[strongest]), abs=1e-5)
+
+
+@given(st.integers(0, 10_000))
+def test_excess_and_errors_are_those_of_loops_over_pairs(seed):
+    """Some samples have no gradient, one class no sample, and classes differ in size."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.cat([torch.arange(5), torch.randint(0, 5, (13,), generator=generator)])
+    cosines, chance = (torch.rand(18, 18, generator=generator, dtype=torch.float64) for _ in range(2))
+    cosines, chance = ((values + values.T) / 2 for values in (cosines, chance))
+    silent = torch.rand(18, generator=generator) < 0.2
+    for values in (cosines, chance):
+        values.fill_diagonal_(torch.nan)[silent] = torch.nan
+        values[:, silent] = torch.nan
+    levels = StiffnessLevels(cosines, chance, None, targets, 6, separation=0.5)
+    tree = class_tree(-levels.classifier_matrix)
+    counts = torch.randint(0, 3, (3, 18), generator=generator).double() * ~silent
+    found = _excess_of_merges(tree, (chance - cosines).nan_to_num(0), counts, levels)
+    clusters = [[k] for k in range(6)]
+    for number, merge in enumerate(tree.merges):
+        first, second = clusters[merge.first], clusters[merge.second]
+        clusters.append([*first, *second])
+        for row, weights in enumerate(counts):
+            means = [mean_over(a, b, chance - cosines, weights, targets) for a in first for b in second]
+            defined = [mean for mean in means if mean is not None]
+            expected = sum(defined) / len(defined) if defined else float("nan")
+            assert float(found[row, number]) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+def mean_over(a, b, excess, weights, targets):
+    """Of one pair of classes; a sample that is paired with itself counts with nothing."""
+    pairs = [
+        (float(weights[i] * weights[j]), float(excess[i, j].nan_to_num(0)))
+        for i in range(len(targets))
+        for j in range(len(targets))
+        if targets[i] == a and targets[j] == b
+    ]
+    total = sum(weight for weight, _ in pairs)
+    return sum(weight * value for weight, value in pairs) / total if total else None
 
 
 def test_classes_without_samples_stay_alone():
