@@ -104,7 +104,7 @@ def chance_gram(
         As `classifier_gram`.
 
     Raises:
-        StiffnessError: As `classifier_gram`.
+        StiffnessError: As `classifier_gram`, or there is one class.
 
     Source: ours.
 
@@ -124,10 +124,12 @@ def _error_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
 
 
 def _even_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
-    others = probabilities.shape[1] - 1
+    classes = probabilities.shape[1]
+    if classes < 2:
+        raise StiffnessError(f"At least 2 classes are needed, found {classes}: alone, a class loses nothing to others.")
     lost = 1 - probabilities.double().gather(1, targets.long()[:, None])
-    same = targets[:, None] == targets
-    return lost * lost.T * torch.where(same, 1 + 1 / others, -1 / others - 1 / others**2)
+    same = (targets[:, None] == targets).to(lost)
+    return lost * lost.T * (classes * same - 1) * (classes / (classes - 1) ** 2)
 
 
 def _input_gram(features: Tensor, bias: bool) -> Float[Tensor, "n n"]:
@@ -181,7 +183,7 @@ def levels_of(
     """Both levels from what the classifier was given, what it made of it, and the Gram matrix of the features.
 
     Raises:
-        StiffnessError: A target is none of the classes.
+        StiffnessError: A target is none of the classes, or there is one class.
     """
     targets = require_targets(targets.to(logits.device), len(targets), logits.shape[1])
     probabilities = logits.double().softmax(1)

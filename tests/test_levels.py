@@ -67,7 +67,7 @@ def test_chance_is_an_even_split_of_what_is_lost(classes, bias, seed):
     )
     even[torch.arange(7), targets] = probabilities[torch.arange(7), targets]
     found = chance_gram(probabilities, targets, features, bias)
-    assert torch.allclose(found, classifier_gram(even, targets, features, bias), atol=1e-12)
+    assert torch.allclose(found, classifier_gram(even, targets, features, bias), rtol=1e-12, atol=1e-14)
 
 
 def test_two_classes_are_always_at_chance():
@@ -104,3 +104,8 @@ def test_a_layer_that_is_not_called_once():
 def test_targets_that_are_no_classes():
     with pytest.raises(StiffnessError, match="must lie in"):
         classifier_gram(torch.ones(2, 2) / 2, torch.tensor([0, 2]), torch.ones(2, 1))
+
+
+def test_one_class_has_no_chance():
+    with pytest.raises(StiffnessError, match="At least 2 classes are needed, found 1"):
+        chance_gram(torch.ones(3, 1), torch.zeros(3, dtype=torch.long), torch.ones(3, 2))
