@@ -76,8 +76,8 @@ def environment_line(results: Results) -> str:
     return (
         f"{facts['date']}, {facts['processor']} ({facts['cores']} cores), threads: {results.threads[0]} unless said, "
         f"{versions}. {f'Large float32 products reach {peaks}. ' if peaks else ''}"
-        f"Medians of up to {settings['repeats']} repeats (quick calls: more) after the first call (a peer's call of "
-        f"many seconds is made once), the methods on one batch taking turns; {NAMES_OF_CLOCKS[results.clock]}. Floor: "
+        f"Medians of up to {settings['repeats']} repeats (quick calls: more) after the first call (where that takes "
+        f"long, it alone), the methods on one batch taking turns; {NAMES_OF_CLOCKS[results.clock]}. Floor: "
         "one forward and one backward of the same batch "
         f"(n > {WHOLE}: in equal parts). Errors and signs are those of {REFERENCE_SAMPLES} samples spread over the "
         "batch, against a loop in double precision. A ratio in *italics* belongs to a wrong answer; `> 9` is the least "

@@ -216,19 +216,19 @@ def peers_of(results: Results, model: str, samples: int) -> dict[str, Outcome]:
 def speed_check(results: Results, model: str, samples: int) -> Check:
     """How many times faster than the best peer with a right answer; a skipped peer counts with its least time."""
     ours, target = results.find(model, "ours", samples), TARGETS[model].faster
-    times: dict[str, float] = {}
+    times: dict[str, float] = {}  # over the floor of the same session, for a peer's cell may be of another one
     bounds: set[str] = set()
     for name, outcome in peers_of(results, model, samples).items():
         if outcome.is_measured and not is_wrong(outcome):
-            times[name] = results.seconds(outcome)
-        elif outcome.expected_seconds is not None:
-            times[name] = outcome.expected_seconds
+            times[name] = results.ratio(outcome)
+        elif not math.isnan(results.least_ratio(outcome)):
+            times[name] = results.least_ratio(outcome)
             bounds.add(name)
     what, wanted = f"speed, {_label(model, samples)}", f">= {target:g} x the best peer"
     if not times:
         return Check(what, wanted, "", "not measured", "no peer has a time and a right answer")
     best = min(times, key=lambda name: times[name])
-    factor = times[best] / results.seconds(ours)
+    factor = times[best] / results.ratio(ours)
     remark = remark_on_peer(results, model, samples, best, best in bounds)
     verdict = _verdict(factor, factor >= target)
     if best in bounds and verdict == "missed":
@@ -239,20 +239,16 @@ def speed_check(results: Results, model: str, samples: int) -> Check:
 def memory_check(results: Results, model: str, samples: int) -> Check:
     """Extra memory beside that of the leanest peer that takes no more than twice our time."""
     ours, peers = results.find(model, "ours", samples), peers_of(results, model, samples)
-    limit = 2 * results.seconds(ours)
+    limit = 2 * results.ratio(ours)
     rivals = {
         name: outcome.extra_megabytes
         for name, outcome in peers.items()
         if outcome.is_measured
         and outcome.extra_megabytes is not None
         and not is_wrong(outcome)
-        and results.seconds(outcome) <= limit
+        and results.ratio(outcome) <= limit
     }
-    unknown = [
-        METHODS[name].title
-        for name, outcome in peers.items()
-        if outcome.expected_seconds is not None and outcome.expected_seconds <= limit
-    ]
+    unknown = [METHODS[name].title for name, outcome in peers.items() if results.least_ratio(outcome) <= limit]
     what = f"memory, {_label(model, samples)}"
     own = math.nan if ours is None or ours.extra_megabytes is None else ours.extra_megabytes
     if math.isnan(own):
