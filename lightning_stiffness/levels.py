@@ -119,7 +119,7 @@ def chance_gram(
 
 def _error_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
     errors = probabilities.to(torch.float64, copy=True)
-    errors[torch.arange(len(errors)), targets.long()] -= 1
+    errors[torch.arange(len(errors), device=errors.device), targets.long()] -= 1
     return row_products(errors)
 
 
