@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export MPLBACKEND := Agg
+# What is imported is compiled then: compiling all that is installed would double the time of setup.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 export PYTHONDONTWRITEBYTECODE :=  # tests start many processes; each would compile the package again
 
 .PHONY: help setup demo test test-slow test-architectures lint bench bench-stopping bench-balancing clean
@@ -14,7 +16,7 @@ setup: $(VENV)/.ready  ## Make .venv from the pinned constraints (on first use b
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "the pinned versions need Python >= 3.11; set PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	PIP_CONSTRAINT=constraints.txt $(PIP) --editable ".[dev]"
 	touch $@
 
 demo: setup  ## Train on scikit-learn's digits with wrong labels until the stop; table, picture and page.
@@ -27,8 +29,8 @@ test-slow: setup  ## The tests marked slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests -m slow
 
 test-architectures: setup  ## The engine on models of transformers and timm (random weights, nothing is downloaded but the packages).
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[architectures]"
-	$(BIN)/python -m pip install --quiet --no-deps timm==1.0.31
+	PIP_CONSTRAINT=constraints.txt $(PIP) --editable ".[architectures]"
+	$(PIP) --no-deps timm==1.0.31
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/gram/test_architectures_slow.py -m architectures
 
 lint: setup  ## Format, lint, types, import rules.
@@ -38,8 +40,8 @@ lint: setup  ## Format, lint, types, import rules.
 	$(BIN)/lint-imports
 
 bench: setup  ## Time and memory of the Gram engine against the floor and the peers.
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --editable ".[bench]"
-	$(BIN)/python -m pip install --quiet --no-deps backpack-for-pytorch==1.7.1
+	PIP_CONSTRAINT=constraints.txt $(PIP) --editable ".[bench]"
+	$(PIP) --no-deps backpack-for-pytorch==1.7.1
 	$(BIN)/python benchmarks/gram_speed.py --output benchmark_results
 	$(BIN)/python benchmarks/gram_scale.py --output benchmark_results/scale
 

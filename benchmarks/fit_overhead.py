@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_stiffness import StiffnessEarlyStopping, StiffnessMonitor
+from lightning_stiffness import ClassGroupingBalancer, StiffnessEarlyStopping, StiffnessMonitor
 
 
 def perceptron() -> nn.Module:
@@ -109,6 +109,7 @@ CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
     "both, every 2nd epoch": lambda: [StiffnessMonitor(every_n_epochs=2), StiffnessEarlyStopping()],
     "every batch": lambda: [StiffnessMonitor(probe="batch", every_n_batches=1)],
     "every 10th batch": lambda: [StiffnessMonitor(probe="batch", every_n_batches=10)],
+    "the class-grouping balancer": lambda: [ClassGroupingBalancer()],
 }
 
 

@@ -128,8 +128,8 @@ def _even_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
     if classes < 2:
         raise StiffnessError(f"At least 2 classes are needed, found {classes}: alone, a class loses nothing to others.")
     lost = 1 - probabilities.double().gather(1, targets.long()[:, None])
-    same = (targets[:, None] == targets).to(lost)
-    return lost * lost.T * (classes * same - 1) * (classes / (classes - 1) ** 2)
+    same = targets[:, None] == targets
+    return torch.where(same, classes - 1.0, -1.0).to(lost).mul_(lost).mul_(lost.T * (classes / (classes - 1) ** 2))
 
 
 def _input_gram(features: Tensor, bias: bool) -> Float[Tensor, "n n"]:
@@ -189,8 +189,8 @@ def levels_of(
     probabilities = logits.double().softmax(1)
     seen = _input_gram(inputs, bias)
     return StiffnessLevels(
-        classifier=cosine_pairs(_error_gram(probabilities, targets) * seen),
-        chance=cosine_pairs(_even_gram(probabilities, targets) * seen),
+        classifier=cosine_pairs(_error_gram(probabilities, targets).mul_(seen)),
+        chance=cosine_pairs(_even_gram(probabilities, targets).mul_(seen)),
         features=None if features is None else cosine_pairs(features),
         targets=targets,
         num_classes=logits.shape[1],

@@ -1,5 +1,6 @@
 """Histories made of numbers, for tests of what reads them."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ def toy_probe(toy: Toy = Toy()) -> ProbeSummary:
     return ProbeSummary("train", toy.num_classes, strata, math.log(toy.num_classes), toy.class_names, toy.superclasses)
 
 
+@functools.cache  # most histories of most tests are the same few
 def toy_stiffness(within: float, between: float, seed: int, toy: Toy = Toy()) -> Stiffness:
     """A stiffness with these summaries; replicates scatter around them independently for each seed."""
     generator = torch.Generator().manual_seed(seed)

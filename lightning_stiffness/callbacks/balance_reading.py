@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lightning_stiffness.balance import BalanceReading
-from lightning_stiffness.batching import batch_size, join
+from lightning_stiffness.batching import batch_size
 from lightning_stiffness.callbacks.balancing_statistics import absorption
 from lightning_stiffness.callbacks.neutrality import isolated_random_state, measuring
 from lightning_stiffness.callbacks.probing import ProbeRequest, on_device
@@ -19,7 +19,7 @@ from lightning_stiffness.callbacks.training_step import training_precision
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_progress import class_progress, class_progress_error
 from lightning_stiffness.functional.tally import class_sums
-from lightning_stiffness.gram import GramEngine
+from lightning_stiffness.gram import CrossGram, Gram, GramEngine
 from lightning_stiffness.grouping import agreement, class_groups
 from lightning_stiffness.levels import FEATURES, StiffnessLevels, has_bias, level_of, levels_of, seen_at
 
@@ -174,14 +174,17 @@ class BalanceReader:
         n = len(targets)
         plain = (samples, torch.zeros(n, self._num_classes, device=targets.device))
         inputs, logits = seen_at(self._layer, lambda: self._loss(self._module, plain), n)
-        batch: Any = plain
-        if now.offsets is not None:  # each sample twice: with the loss that counts, and with the one that is trained
-            batch = join([plain, (samples, plain[1] + now.offsets.to(plain[1]))])
-        gram = self._engine.gram(batch, by=level_of(self._engine.module, self._layer))
-        features = gram.parts.get(FEATURES)
-        features = None if features is None else features[:n, :n]
+        by = level_of(self._engine.module, self._layer)
+        found: Gram | CrossGram
+        if now.offsets is None:
+            found = self._engine.gram(plain, by=by)
+        else:  # each sample twice: with the loss that counts, and with the one that is trained
+            trained = samples, plain[1] + now.offsets.to(plain[1])
+            found = self._engine.cross_gram(plain, trained, by=by, with_first=True)
+        features = found.parts.get(FEATURES)
+        features = None if features is None else features[:, :n]
         levels = levels_of(inputs, logits, targets, features, has_bias(self._layer))
-        return levels, gram.matrix[:n, -n:], logits
+        return levels, found.matrix[:, -n:], logits
 
 
 def lost_by(probabilities: Float[Tensor, "c c"]) -> Float[Tensor, "c"]:

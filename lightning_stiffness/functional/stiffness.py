@@ -38,8 +38,8 @@ def cosine_pairs(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """
     require_gram(gram)
     norms = gram.diagonal().clamp(min=0).to(summation_dtype(gram.device)).sqrt()
-    cosines = (gram / (norms[:, None] * norms)).clamp(-1, 1).to(gram.dtype)
-    return cosines.masked_fill(_uncounted(gram), torch.nan)
+    cosines = (gram / (norms[:, None] * norms)).clamp_(-1, 1).to(gram.dtype)
+    return _only_counted(cosines, gram)
 
 
 def sign_pairs(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
@@ -61,7 +61,7 @@ def sign_pairs(gram: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
             [-1., nan]])
     """
     require_gram(gram)
-    return gram.sign().masked_fill(_uncounted(gram), torch.nan)
+    return _only_counted(gram.sign(), gram)
 
 
 def class_pair_sums(
@@ -303,9 +303,12 @@ def own_class_alignment(pairs: Float[Tensor, "n n"], targets: Int[Tensor, "n"]) 
     return alignment.gather(1, members[:, None]).squeeze(1)
 
 
-def _uncounted(gram: Tensor) -> Bool[Tensor, "n n"]:
+def _only_counted(pairs: Tensor, gram: Tensor) -> Float[Tensor, "n n"]:
+    """The pairs with nan, in place, for self-pairs and for samples without a gradient."""
     still = gram.diagonal() <= 0
-    return _diagonal(gram) | still[:, None] | still
+    pairs[still] = torch.nan
+    pairs[:, still] = torch.nan
+    return pairs.fill_diagonal_(torch.nan)
 
 
 def _diagonal(matrix: Tensor) -> Bool[Tensor, "c c"]:

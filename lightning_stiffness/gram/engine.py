@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +24,7 @@ from lightning_stiffness.gram.modes import require_measurable_mode
 from lightning_stiffness.gram.plain import plainly, unwrapped
 from lightning_stiffness.gram.plans import MISTRUSTED, Plans
 from lightning_stiffness.gram.results import ClassAlignment, ClassCosine, CrossGram, Explanation, Gram
-from lightning_stiffness.gram.totals import across, by_class, everything, grouping
+from lightning_stiffness.gram.totals import Grouping, across, by_class, everything, grouped
 from lightning_stiffness.gram.trainable import trainable
 from lightning_stiffness.targets import targets_of
 
@@ -94,9 +93,7 @@ class GramEngine:
         self._checks = 0
         self._logit_engine: tuple[tuple[Logits, int, int], Projection, GramEngine] | None = None
 
-    def gram(
-        self, batch: Any, *, by: str | Callable[[str], str] | None = None, within: Int[Tensor, "n"] | None = None
-    ) -> Gram:
+    def gram(self, batch: Any, *, by: Grouping = None, within: Int[Tensor, "n"] | None = None) -> Gram:
         """The Gram matrix of a batch.
 
         Args:
@@ -118,8 +115,7 @@ class GramEngine:
         n = batch_size(batch)
         if within is not None:
             require_classes(within, n)
-        request = everything(n) if within is None else by_class(within.tolist())
-        request = request if by is None else replace(request, group_of=grouping(by))
+        request = grouped(everything(n) if within is None else by_class(within.tolist()), by)
 
         def work(measurement: Measurement) -> Gram:
             return measurement.gram(request)
@@ -132,22 +128,25 @@ class GramEngine:
             gram = self._run(batch, work)
             return self._checked(batch, gram, work) if is_due else gram
 
-    def cross_gram(self, first: Any, second: Any) -> CrossGram:
+    def cross_gram(self, first: Any, second: Any, *, by: Grouping = None, with_first: bool = False) -> CrossGram:
         """The inner products of the gradients of one batch with those of another, without those inside a batch.
 
         Args:
             first: The samples of the rows.
             second: The samples of the columns; a batch of the same structure and shapes, of another size if you like.
+            by: As in `gram`.
+            with_first: The columns are the samples of the first batch, then those of the second: the left part is what
+                `gram` is of the first batch, from the same pass. A sample with itself has cosine 1 there.
 
         Returns:
-            Matrix [n, m], the norms and losses of both sides; `cosines` has the cosines.
+            Matrix [n, m], or [n, n + m] with the first; the norms and losses of both sides; `cosines` has the cosines.
 
         Raises:
             StiffnessError: As `gram`, or batches that cannot be joined.
             MixedSamplesError: The loss of one sample depends on the others.
         """
         batch = join([first, second])
-        request = across(batch_size(first), batch_size(second))
+        request = grouped(across(batch_size(first), batch_size(second), with_first), by)
         with plainly(self._outermost):
             self._check_a_few(batch)
             return self._run(batch, lambda measurement: measurement.cross_gram(request))

@@ -57,6 +57,7 @@ class CrossGram:
         row_losses: The losses of the first batch, detached.
         column_losses: Those of the second.
         routes: For each trainable parameter, by its name in the module, how its contribution was computed.
+        parts: As ``matrix``, of each group of parameters, where groups were asked for; they add up to ``matrix``.
     """
 
     matrix: Float[Tensor, "n m"]
@@ -65,6 +66,7 @@ class CrossGram:
     row_losses: Float[Tensor, "n"]
     column_losses: Float[Tensor, "m"]
     routes: Mapping[str, str]
+    parts: Mapping[str, Float[Tensor, "n m"]] = field(default_factory=dict)
 
     @property
     def cosines(self) -> Float[Tensor, "n m"]:

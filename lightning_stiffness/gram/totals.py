@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from lightning_stiffness.gram.results import CrossGram, Gram
 from lightning_stiffness.gram.workspace import Workspace
 
 EVERYTHING = ""
+
+Grouping: TypeAlias = str | Callable[[str], str] | None
+"""How parameters are grouped: "layer", "parameter", or from the name of one to that of its group; None for not."""
 
 
 def layer_of(parameter: str) -> str:
@@ -54,27 +58,28 @@ def by_class(targets: Sequence[int]) -> Request:
     return Request(tuple(order), tuple(blocks))
 
 
-def across(first: int, second: int) -> Request:
-    """Each of the first samples with each of the second ones, which follow them in the batch."""
-    both = first + second
-    return Request(tuple(range(both)), (Block(range(first), range(first, both)),), norms=True)
+def across(first: int, second: int, with_first: bool = False) -> Request:
+    """Each of the first samples with each of the second ones, which follow them in the batch, or with all."""
+    rows, both = range(first), first + second
+    own = (Block(rows, rows),) if with_first else ()
+    return Request(tuple(range(both)), (*own, Block(rows, range(first, both))), norms=True)
 
 
-def grouping(by: str | Callable[[str], str]) -> Callable[[str], str]:
-    """The function behind `by`.
+def grouped(request: Request, by: Grouping) -> Request:
+    """The same blocks of each group of parameters.
 
     Raises:
-        StiffnessError: It is not known.
+        StiffnessError: ``by`` is not known.
     """
     known: dict[str, Callable[[str], str]] = {"layer": layer_of, "parameter": lambda name: name}
-    if callable(by):
-        return by
+    if by is None or callable(by):
+        return replace(request, group_of=by)
     if by not in known:
         raise StiffnessError(
             f'by must be "layer", "parameter", or a function from the name of a parameter to that of its group; '
             f"found {by!r}."
         )
-    return known[by]
+    return replace(request, group_of=known[by])
 
 
 class Totals:
@@ -137,21 +142,28 @@ class Totals:
         parts = {group: self._placed(self._blocks(total)) for group, total in self.parts.items()}
         losses = torch.empty_like(self.losses)
         losses[list(self._request.order)] = self.losses
+        total, parts = self._summed(parts)
+        return Gram(total, losses, self.routes, parts)
+
+    def cross(self) -> CrossGram:
+        """The blocks between the samples of two batches, side by side."""
+        first, last = self._request.blocks[0], self._request.blocks[-1]
+        norms = self._squares.to(self._scale.dtype).sqrt() * self._scale
+        parts = {group: _side_by_side(self._blocks(total)) for group, total in self.parts.items()}
+        total, parts = self._summed(parts)
+        rows, columns = _slice(first.rows), slice(first.columns.start, last.columns.stop)
+        losses = self.losses
+        return CrossGram(total, norms[rows], norms[columns], losses[rows], losses[columns], self.routes, parts)
+
+    def _summed(self, parts: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over all parameters, and that of each group if groups were asked for."""
         if self._request.group_of is None:
-            return Gram(parts[EVERYTHING], losses, self.routes)
+            return parts[EVERYTHING], {}
         first, *others = parts.values()
         total = first.clone()
         for part in others:
             total += part
-        return Gram(total, losses, self.routes, parts)
-
-    def cross(self) -> CrossGram:
-        """The only block, between the samples of two batches."""
-        (block,) = self._request.blocks
-        norms = self._squares.to(self._scale.dtype).sqrt() * self._scale
-        (matrix,) = self._blocks(self.parts[EVERYTHING])
-        rows, columns = _slice(block.rows), _slice(block.columns)
-        return CrossGram(matrix, norms[rows], norms[columns], self.losses[rows], self.losses[columns], self.routes)
+        return total, parts
 
     @property
     def _scale(self) -> Tensor:
@@ -175,6 +187,10 @@ class Totals:
         for block, values in zip(self._request.blocks, blocks, strict=True):
             matrix[order[_slice(block.rows)][:, None], order[_slice(block.columns)]] = values
         return matrix
+
+
+def _side_by_side(blocks: Sequence[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(tuple(blocks), 1)
 
 
 def _slice(part: range) -> slice:

@@ -104,8 +104,18 @@ def assert_neutral(callbacks: list[Callback], tmp_path: Any, **loading: Any) -> 
     assert_identical(without, with_callbacks)
 
 
-@pytest.mark.parametrize("mode", ["train", "val", "cross"])
-@pytest.mark.parametrize("every_n_steps", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("mode", "every_n_steps"),
+    [
+        ("train", 0),
+        ("val", 3),
+        ("cross", 1),
+        *(
+            pytest.param(mode, every, marks=pytest.mark.slow)
+            for mode, every in (("train", 1), ("train", 3), ("val", 0), ("val", 1), ("cross", 0), ("cross", 3))
+        ),
+    ],
+)
 def test_training_is_unchanged(mode, every_n_steps, tmp_path):
     monitor = StiffnessMonitor(mode=mode, every_n_steps=every_n_steps, probe_size=18)
     assert_neutral([monitor], tmp_path)

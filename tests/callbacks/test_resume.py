@@ -28,7 +28,7 @@ def fit(callbacks, folder, epochs, resume=None, val=False, save=None, name="{epo
     return run
 
 
-@pytest.mark.parametrize("epoch", range(5))
+@pytest.mark.parametrize("epoch", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2, 3)), 4])
 def test_a_monitor_goes_on_from_the_checkpoint_of_any_epoch(epoch, tmp_path):
     whole, resumed = monitor(every_n_steps=4), monitor(every_n_steps=4)
     fit([whole], tmp_path, 6)
@@ -70,7 +70,8 @@ def stopped(callbacks, folder, epochs, resume=None):
     return run.current_epoch
 
 
-@pytest.mark.parametrize("is_alone", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_alone", [True, False])
 def test_a_stopper_stops_where_it_would_have(is_alone, tmp_path):
     def callbacks():
         measures = StiffnessMonitor(probe_size=60)

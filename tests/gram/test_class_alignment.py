@@ -73,7 +73,7 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("name", SPECIMENS)
-@pytest.mark.parametrize("sizes", [(12,), (5, 4, 3)])
+@pytest.mark.parametrize("sizes", [(12,), pytest.param((5, 4, 3), marks=pytest.mark.slow)])
 def test_alignment_is_that_of_the_loops(name, sizes):
     model, batch = batch_of(name)
     found = GramEngine(model, cross_entropy).class_alignment(in_parts(batch, sizes), CLASSES)

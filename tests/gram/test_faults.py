@@ -245,7 +245,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.parametrize("budget", [1 << 30, 20_000], ids=["at once", "in chunks"])
+@pytest.mark.parametrize(
+    "budget", [pytest.param(1 << 30, id="at once"), pytest.param(20_000, id="in chunks", marks=pytest.mark.slow)]
+)
 def test_a_fault_of_the_engine_is_seen_and_the_gram_is_right(name, budget, monkeypatch):
     fault = FAULTS[name]
     model = seeded(fault.model)

@@ -121,6 +121,31 @@ def test_cross_gram_is_a_block_of_the_whole(name, budget):
     assert set(cross.routes) == set(whole.routes)
 
 
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_with_the_first_batch_the_rows_are_those_of_the_whole(name, budget):
+    engine, specimen = engine_of(name, budget)
+    whole = engine.gram(specimen.batch, by="layer")
+    cross = engine.cross_gram(
+        take(specimen.batch, slice(0, 5), N), take(specimen.batch, slice(5, N), N), by="layer", with_first=True
+    )
+    scale = float(whole.matrix.norm())
+    assert torch.allclose(cross.matrix, whole.matrix[:5], atol=1e-5 * scale)
+    assert list(cross.parts) == list(whole.parts)
+    for layer, part in cross.parts.items():
+        assert torch.allclose(part, whole.parts[layer][:5], atol=1e-5 * scale)
+    assert torch.allclose(cross.column_norms, whole.norms, rtol=1e-4)
+    assert torch.allclose(cross.column_losses, whole.losses, rtol=1e-6)
+    assert torch.allclose(cross.cosines.diagonal(), torch.ones(()).double(), atol=1e-5)
+
+
+def test_the_layers_of_a_cross_gram_add_up():
+    engine, specimen = engine_of("cnn")
+    first, second = take(specimen.batch, slice(0, 5), N), take(specimen.batch, slice(5, N), N)
+    cross = engine.cross_gram(first, second, by="layer")
+    assert torch.allclose(sum(cross.parts.values()), engine.cross_gram(first, second).matrix, rtol=1e-5)
+
+
 def test_batches_that_do_not_fit_one_another_are_refused():
     engine, specimen = engine_of("mlp")
     inputs, targets = specimen.batch

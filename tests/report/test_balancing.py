@@ -50,6 +50,7 @@ def test_what_is_not_known_is_left_out(changes, missing):
     assert "balance-classifier" in keys
 
 
+@pytest.mark.slow
 def test_many_classes():
     section = balance_section(toy_readings(2, classes=400))
     titles = [figure.title for figure in section.figures]
