@@ -59,7 +59,7 @@ class _BySums:
         norms = passes.norms().norms if len(groups) > 1 else None
         products, done = [], None
         for group in groups:
-            sums = ClassSums(self.num_classes)
+            sums = ClassSums(self.num_classes, self.measurement.samples)
             done = passes.add(sums, self.targets, group, norms)
             norms = done.norms
             products.append(sums.products())

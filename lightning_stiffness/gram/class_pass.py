@@ -19,6 +19,7 @@ EXPLICIT_BYTES = (
     48 << 20
 )  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)
 SUMS_SHARE = 1 / 3  # of the budget
+MOST = 2048  # samples of a chunk: products of so many are as fast as they get
 FEWEST = 8  # samples whose explicit gradients are formed at once
 
 
@@ -113,7 +114,7 @@ class ClassPass:
         measurement = self.measurement
         kept = sum(one.kept for one in measurement.found_sizes())
         kept += sum(parameter.numel() * parameter.element_size() for parameter in measurement.uncovered)
-        return measurement.chunks(order, measurement.fast_chunk(kept))
+        return measurement.chunks(order, min(MOST, measurement.fast_chunk(kept)))
 
     def _chunk(self, samples: Sequence[int], group: set[int] | None) -> "Chunk":
         """What is found of some samples, the parameters of the fallback included."""

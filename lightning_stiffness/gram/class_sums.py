@@ -1,6 +1,6 @@
 """Sums of unit gradients over classes: what the mean cosine between classes needs, without any pair."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.factors import Run
 
 PIECE = 1 << 14  # columns that are multiplied at once: rounding errors of float32 do not grow beyond them
+PIECES_AT_ONCE = 8  # are summed at once: fewer make thin products, more leave the cache (measured)
 
 
 class UnknownForm(Exception):  # noqa: N818 (the caller answers it by another route)
@@ -23,14 +24,20 @@ class ClassSums:
 
     Attributes:
         num_classes: Number c of classes.
+        all_samples: Only the products are wanted: where so many samples come at once, their sums are not kept.
         sums: One [c, columns] tensor for each form that was found, by its identity.
     """
 
     num_classes: int
+    all_samples: int | None = None
     sums: dict[tuple[tuple[int, ...], ...], Tensor] = field(default_factory=dict)
+    _products: Tensor | None = None
 
-    def add(self, found: Iterable[Found], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
+    def add(self, found: Sequence[Found], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
         """Adds a chunk of samples that are sorted by class."""
+        if len(weights) == self.all_samples and len({one.identity for one in found}) == len(found):
+            self._products = self._multiplied(found, weights, runs)
+            return
         for one in found:
             factors = one.factors
             if one.identity not in self.sums:
@@ -71,12 +78,32 @@ class ClassSums:
 
     def products(self) -> Float[Tensor, "c c"]:
         """S_a . S_b over all parameters; products of short pieces are added up in float64, where there is one."""
+        if self._products is not None:
+            return self._products
+        return self._total(piece for sums in self.sums.values() for piece in sums.split(PIECE, 1))
+
+    def _multiplied(self, found: Sequence[Found], weights: Tensor, runs: Sequence[Run]) -> Float[Tensor, "c c"]:
+        """The products of sums that are made piece by piece, in memory that stays in the cache."""
+
+        def pieces() -> Iterator[Tensor]:
+            workspace = weights.new_empty(0)
+            for one in found:
+                for factors in one.factors.pieces(PIECES_AT_ONCE * PIECE):
+                    size = self.num_classes * factors.columns
+                    if len(workspace) < size or workspace.dtype != factors.dtype:
+                        workspace = weights.new_empty(size, dtype=factors.dtype)
+                    sums = workspace[:size].view(self.num_classes, factors.columns).zero_()
+                    factors.add_class_sums(sums, weights.to(factors.dtype), runs)
+                    yield from sums.split(PIECE, 1)
+
+        return self._total(pieces())
+
+    def _total(self, pieces: Iterable[Tensor]) -> Float[Tensor, "c c"]:
         total: Tensor | None = None
-        for sums in self.sums.values():
-            for piece in sums.split(PIECE, 1):
-                product = piece @ piece.T
-                product = product if product.device.type == "mps" else product.double()
-                total = product if total is None else total + product
+        for piece in pieces:
+            product = piece @ piece.T
+            product = product if product.device.type == "mps" else product.double()
+            total = product if total is None else total.add_(product)
         return torch.zeros(self.num_classes, self.num_classes, dtype=torch.float64) if total is None else total
 
 

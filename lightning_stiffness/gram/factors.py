@@ -128,6 +128,10 @@ class Factors(abc.ABC):
         """One value for each parameter, where the form covers several."""
         return (self,)
 
+    def pieces(self, columns: int) -> Iterator["Factors"]:
+        """The same entries in values of about so many columns, where that costs nothing."""
+        yield self
+
 
 def symmetric_flops(samples: int, columns: int) -> int:
     """Multiply-adds, times two, of the upper triangle of an [n, columns] Gram."""
@@ -275,20 +279,22 @@ class Outer(Factors):
     def square_norms(self) -> Float[Tensor, "n"]:
         if self.positions > 1:
             return super().square_norms()
-        left = self.left[:, 0].square().sum(1) + self.bias
-        return left * self.right[:, 0].square().sum(1)
+        left: Tensor = torch.linalg.vector_norm(self.left[:, 0], dim=1)
+        right: Tensor = torch.linalg.vector_norm(self.right[:, 0], dim=1)
+        return (left.square() + self.bias) * right.square()
 
     @override
     def add_class_sums(self, sums: Float[Tensor, "c p"], weights: Float[Tensor, "n"], runs: Sequence[Run]) -> None:
         first, second = self._oriented
-        weighted = second * weights[:, None, None]
+        weighted = first * weights[:, None, None]  # the narrower one
         a, b = first.shape[2], second.shape[2]
+        repeated = weights[:, None].expand(-1, self.positions)
         for run in runs:
             part = slice(run.start, run.stop)
             row = sums[run.target]
-            row[: a * b].view(a, b).addmm_(first[part].flatten(0, 1).T, weighted[part].flatten(0, 1))
+            row[: a * b].view(a, b).addmm_(weighted[part].flatten(0, 1).T, second[part].flatten(0, 1))
             if self.bias:
-                row[a * b :] += (self.right[part] * weights[part, None, None]).sum((0, 1))
+                row[a * b :].addmv_(self.right[part].flatten(0, 1).T, repeated[part].flatten())
 
     @override
     def products_with(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "n k"]:
@@ -312,6 +318,15 @@ class Outer(Factors):
         if not self.bias:
             return (self,)
         return Outer(self.left, self.right), Explicit(self.right.sum(1))
+
+    @override
+    def pieces(self, columns: int) -> Iterator[Factors]:
+        first, second = self._oriented
+        step = max(1, columns // second.shape[2])
+        for start in range(0, first.shape[2], step):
+            yield Outer(first[:, :, start : start + step], second)
+        if self.bias:
+            yield Explicit(self.right.sum(1))
 
     @override
     def flops(self) -> int:

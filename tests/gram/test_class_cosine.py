@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_stiffness.gram import GramEngine, class_cosine, class_pass
+from lightning_stiffness.gram import GramEngine, class_cosine, class_pass, class_sums
 from tests.oracle import cross_entropy
 from tests.zoo import CLASSES, MODELS, build
 
@@ -43,3 +43,16 @@ def test_explicit_gradients_are_formed_for_a_few_samples_at_a_time(monkeypatch):
     monkeypatch.setattr(class_pass, "FEWEST", 2)
     found = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
     assert torch.allclose(found.matrix, expected.matrix, atol=1e-5, equal_nan=True)
+
+
+def test_sums_that_are_kept_and_sums_in_pieces_agree(monkeypatch):
+    measurement = measurement_of("mlp")
+    expected = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
+    monkeypatch.setattr(class_sums, "PIECE", 8)
+    monkeypatch.setattr(class_sums, "PIECES_AT_ONCE", 2)
+    pieces = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
+    monkeypatch.setattr(class_pass, "MOST", 5)  # three chunks
+    kept = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
+    for found in (pieces, kept):
+        assert torch.allclose(found.matrix, expected.matrix, atol=1e-6, equal_nan=True)
+        assert torch.allclose(found.losses, expected.losses)

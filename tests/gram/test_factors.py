@@ -62,3 +62,14 @@ def test_products_with_vectors_of_an_embedding():
     rows = Rows(torch.randint(0, 5, (6, 4)), torch.randn(6, 4, 3), 5)
     vectors = torch.randn(2, rows.columns)
     assert torch.allclose(rows.products_with(vectors), rows.joined_blocks() @ vectors.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("widths", [(7, 3), (3, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pieces_hold_each_entry_once(widths, bias):
+    factors = outer(6, 2, widths, bias)
+    pieces = list(factors.pieces(10))
+    assert sum(piece.columns for piece in pieces) == factors.columns
+    assert max(piece.columns for piece in pieces) <= 10
+    rows = torch.cat([piece.joined_blocks() for piece in pieces], 1)
+    assert torch.allclose(rows @ rows.T, by_loop(factors), atol=1e-4)
