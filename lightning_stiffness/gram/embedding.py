@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.gram.factors import Factors, Outer, Run, symmetric_flops
+from lightning_stiffness.gram.factors import Factors, Run, symmetric_flops
+from lightning_stiffness.gram.outer import Outer
 from lightning_stiffness.gram.products import GramAccumulator
 from lightning_stiffness.gram.workspace import BLOCK_BYTES, FRESH, Workspace
 

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_stiffness.gram.embedding import Rows, TiedEmbedding
-from lightning_stiffness.gram.factors import Explicit, Factors, Outer
+from lightning_stiffness.gram.factors import Explicit, Factors
 from lightning_stiffness.gram.graph import NotCovered
+from lightning_stiffness.gram.outer import Outer
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ from typing import final
 from torch.nn.functional import pad
 
 from lightning_stiffness.gram.collect import Found
-from lightning_stiffness.gram.factors import Explicit, Factors, Outer
+from lightning_stiffness.gram.factors import Explicit, Factors
+from lightning_stiffness.gram.outer import Outer
 from lightning_stiffness.gram.slicing import form_of, small, write, zeros_like
 
 

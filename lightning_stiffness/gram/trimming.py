@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from lightning_stiffness.gram.factors import Factors, Outer
+from lightning_stiffness.gram.factors import Factors
+from lightning_stiffness.gram.outer import Outer
 
 WORTHWHILE = 0.75  # more than this share of the positions is not worth moving the others
 LOOKED_AT = 8  # entries of a position which tell in most cases that there is a gradient

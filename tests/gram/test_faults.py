@@ -18,7 +18,8 @@ from lightning_stiffness.gram import collect as collect_module
 from lightning_stiffness.gram import fallback as fallback_module
 from lightning_stiffness.gram import plan as plan_module
 from lightning_stiffness.gram import plans as plans_module
-from lightning_stiffness.gram.factors import Explicit, Outer
+from lightning_stiffness.gram.factors import Explicit
+from lightning_stiffness.gram.outer import Outer
 from lightning_stiffness.gram.rules import RULES
 from tests.oracle import cross_entropy, loop_gram
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lightning_stiffness.gram.collect import Found
-from lightning_stiffness.gram.factors import Explicit, Outer
+from lightning_stiffness.gram.factors import Explicit
 from lightning_stiffness.gram.kept import Kept
+from lightning_stiffness.gram.outer import Outer
 from tests.gram.test_slicing import outer
 
 SIZES = (3, 2, 4)

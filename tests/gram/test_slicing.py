@@ -4,7 +4,8 @@ import torch
 
 from lightning_stiffness.gram.convolution import Convolution, ConvolutionSettings
 from lightning_stiffness.gram.embedding import Rows, TiedEmbedding
-from lightning_stiffness.gram.factors import Explicit, Outer
+from lightning_stiffness.gram.factors import Explicit
+from lightning_stiffness.gram.outer import Outer
 from lightning_stiffness.gram.slicing import compact, form_of, part_of, small, write, zeros_like
 
 

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_stiffness.gram.factors import Explicit, Outer
+from lightning_stiffness.gram.factors import Explicit
+from lightning_stiffness.gram.outer import Outer
 from lightning_stiffness.gram.trimming import trimmed
 
 

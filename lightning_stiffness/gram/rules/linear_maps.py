@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_stiffness.gram.batched import BatchedOuter
-from lightning_stiffness.gram.factors import Explicit, Factors, Outer
+from lightning_stiffness.gram.factors import Explicit, Factors
 from lightning_stiffness.gram.graph import Layout, NotCovered
+from lightning_stiffness.gram.outer import Outer
 from lightning_stiffness.gram.rules.registry import SlotFactors, SlotShapes, rule
 
 
