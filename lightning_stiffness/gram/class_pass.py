@@ -14,6 +14,7 @@ from lightning_stiffness.gram.factors import Explicit, runs_of
 from lightning_stiffness.gram.fallback import Fallback
 from lightning_stiffness.gram.measurement import ITEM_BYTES, Measurement
 from lightning_stiffness.gram.slicing import compact, part_of
+from lightning_stiffness.gram.workspace import Arena
 
 EXPLICIT_BYTES = (
     48 << 20
@@ -141,18 +142,24 @@ class Chunk:
     losses: Tensor
 
     def pieces(self) -> Iterator[tuple[slice, list[Found]]]:
-        """So few samples at a time that their explicit gradients, where needed, stay small; those are formed once."""
+        """So few samples at a time that their explicit gradients, where needed, stay small.
+
+        Those are formed once, in memory which the next ones overwrite.
+        """
         costly = sum(one.factors.columns for one in self.found if not one.factors.has_cheap_norms)
         step = max(FEWEST, EXPLICIT_BYTES // (costly * ITEM_BYTES)) if costly else len(self.samples)
+        step = min(step, len(self.samples))
+        arena = Arena(step * costly)
         for start in range(0, len(self.samples), step):
             part = slice(start, min(len(self.samples), start + step))
-            yield part, [_piece(one, part, part.stop - part.start == len(self.samples)) for one in self.found]
+            arena.take_back()
+            yield part, [_piece(one, part, part.stop - part.start == len(self.samples), arena) for one in self.found]
 
 
-def _piece(found: Found, part: slice, is_whole: bool) -> Found:
+def _piece(found: Found, part: slice, is_whole: bool, arena: Arena) -> Found:
     factors = found.factors if is_whole else part_of(found.factors, part)
     if not factors.has_cheap_norms:
-        factors = Explicit(factors.joined_blocks())
+        factors = Explicit(factors.joined_blocks(arena))
     return replace(found, factors=factors)
 
 

@@ -68,7 +68,6 @@ class FoundSize:
         copied: Bytes of a sample that the products need beside it at once.
         columns: Entries of the explicit gradient.
         pair_cost: Multiply-adds in the Gram for each pair of samples.
-        has_cheap_norms: Whether norms go without explicit gradients.
     """
 
     parameters: tuple[int, ...]
@@ -76,7 +75,6 @@ class FoundSize:
     copied: int
     columns: int
     pair_cost: int
-    has_cheap_norms: bool
 
 
 def size_of(found: Found) -> FoundSize:
@@ -84,7 +82,7 @@ def size_of(found: Found) -> FoundSize:
     factors = found.factors
     kept = (factors.elements if factors.is_compact else factors.columns) * factors.dtype.itemsize
     copied = factors.copied * factors.dtype.itemsize
-    return FoundSize(found.parameters, kept, copied, factors.columns, factors.pair_cost, factors.has_cheap_norms)
+    return FoundSize(found.parameters, kept, copied, factors.columns, factors.pair_cost)
 
 
 @dataclass(frozen=True, eq=False)

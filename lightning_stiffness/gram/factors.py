@@ -115,9 +115,12 @@ class Factors(abc.ABC):
             start += block.shape[1]
         return products
 
-    def joined_blocks(self) -> Float[Tensor, "n p"]:
-        """All explicit gradients at once, in the order of ``blocks`` and of ``add_class_sums``."""
-        blocks = list(self.blocks())
+    def joined_blocks(self, workspace: Workspace = FRESH) -> Float[Tensor, "n p"]:
+        """All explicit gradients at once, in the order of ``blocks`` and of ``add_class_sums``.
+
+        The workspace must be one that lends several blocks at a time.
+        """
+        blocks = list(self.blocks(workspace))
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
 
     def dense(self) -> Float[Tensor, "n p"]:

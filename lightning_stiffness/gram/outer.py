@@ -99,6 +99,18 @@ class Outer(Factors):
             yield self.right.sum(1)
 
     @override
+    def joined_blocks(self, workspace: Workspace = FRESH) -> Float[Tensor, "n p"]:
+        if not self.bias:
+            return super().joined_blocks(workspace)
+        first, second = self._oriented
+        weights = first.shape[2] * second.shape[2]
+        joined = workspace.block((self.samples, self.columns), second)
+        shape = (self.samples, first.shape[2], second.shape[2])
+        torch.bmm(first.transpose(1, 2), second, out=joined[:, :weights].view(shape))
+        torch.sum(self.right, 1, out=joined[:, weights:])
+        return joined
+
+    @override
     def add_gram(self, total: GramAccumulator) -> None:
         if self.positions == 1:
             total.add_outer(self.left[:, 0].contiguous(), self.right[:, 0].contiguous(), self.bias)

@@ -33,4 +33,32 @@ class Workspace:
         return buffer[:entries].view(*shape)
 
 
+class Arena(Workspace):
+    """One buffer, lent to several blocks at a time, side by side; what does not fit has memory of its own.
+
+    Args:
+        entries: How many it holds.
+    """
+
+    def __init__(self, entries: int) -> None:
+        """Nothing is lent."""
+        super().__init__()
+        self._entries, self._lent = entries, 0
+
+    def block(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """An uninitialised contiguous tensor of the dtype and device of ``like``, until ``take_back``."""
+        start, stop = self._lent, self._lent + math.prod(shape)
+        buffer = self._buffer
+        if buffer is None:
+            buffer = self._buffer = like.new_empty(self._entries)
+        if stop > len(buffer) or (buffer.dtype, buffer.device) != (like.dtype, like.device):
+            return like.new_empty(*shape)
+        self._lent = stop
+        return buffer[start:stop].view(*shape)
+
+    def take_back(self) -> None:
+        """All blocks that were lent are gone."""
+        self._lent = 0
+
+
 FRESH = Workspace(reused=False)

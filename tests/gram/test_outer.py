@@ -9,6 +9,7 @@ from lightning_stiffness.gram.embedding import Rows
 from lightning_stiffness.gram.factors import Explicit, Run
 from lightning_stiffness.gram.kept import Kept
 from lightning_stiffness.gram.outer import Outer
+from lightning_stiffness.gram.workspace import Arena
 
 
 def outer(samples, positions, widths, bias):
@@ -85,3 +86,15 @@ def test_norms_are_those_of_the_blocks(widths, bias, positions, monkeypatch):
     factors = outer(6, positions, widths, bias)
     assert factors.has_cheap_norms == (positions == 1 or (widths != (7, 3) and 140 * positions <= 1200))
     assert torch.allclose(factors.square_norms(), factors.joined_blocks().square().sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("widths", [(7, 3), (3, 7)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_blocks_are_the_blocks_side_by_side(widths, bias):
+    factors = outer(6, 2, widths, bias)
+    expected = torch.cat(list(factors.blocks()), 1)
+    arena = Arena(2 * expected.numel())
+    first, second = factors.joined_blocks(arena), factors.joined_blocks(arena)
+    for found in (factors.joined_blocks(), first, second):
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert second.data_ptr() == first.data_ptr() + first.nbytes
