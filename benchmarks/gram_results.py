@@ -21,7 +21,7 @@ WHY_MISSED = """Why rows are missed:
 - *K.* The bound beside a row is what an exact K would cost if its products ran at the processor's measured peak,
   after the forward pass and the backward pass that every way needs ("What is possible", below). A target under the
   bound is out of reach on this processor, and so is a factor over a peer that is larger than the one "at the bound".
-  What lies between the bound and us, on one thread of the AMD EPYC of our own tables (peak 88 GFLOP/s): symmetric
+  What lies between the bound and us, on one thread of an AMD EPYC on a day when it reached 88 GFLOP/s: symmetric
   products of 500 rows run at 70 at best and those of 128 rows at 35, and the explicit gradients of attention layers
   are formed by batched products over some 64 positions, at about 40. In a perceptron some milliseconds are Python.
 - *n = 2,000.* The products grow with n^2 and outweigh the rest. Where what is kept of all samples does not fit the

@@ -9,7 +9,7 @@ from lightning_stiffness.errors import StiffnessError
 def require_gram(gram: Tensor) -> None:
     """Raise StiffnessError unless `gram` can be the matrix of inner products of the samples' gradients."""
     require_square(gram, "gram")
-    lowest, highest = gram.aminmax()  # nan if any entry is; a tenth of the time of looking at each
+    lowest, highest = gram.aminmax()  # nan if any entry is; a third of the time of looking at each
     if not bool(lowest.isfinite() & highest.isfinite()):
         raise StiffnessError(_non_finite_message(~gram.isfinite()))
     squared_norms = gram.diagonal()

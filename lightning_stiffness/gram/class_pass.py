@@ -20,7 +20,7 @@ EXPLICIT_BYTES = (
     48 << 20
 )  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)
 SUMS_SHARE = 1 / 3  # of the budget
-MOST = 2048  # samples of a chunk: products of so many are as fast as they get
+MOST = 2048  # samples of a chunk: with more, small networks take more memory
 FEWEST = 8  # samples whose explicit gradients are formed at once
 
 

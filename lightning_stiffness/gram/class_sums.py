@@ -9,9 +9,10 @@ from torch import Tensor
 
 from lightning_stiffness.gram.collect import Found
 from lightning_stiffness.gram.factors import Run
+from lightning_stiffness.gram.workspace import Workspace
 
 PIECE = 1 << 14  # columns that are multiplied at once: rounding errors of float32 do not grow beyond them
-PIECES_AT_ONCE = 8  # are summed at once: fewer make thin products, more leave the cache (measured)
+PIECES_AT_ONCE = 8  # are summed at once: fewer make thin, slow products (measured), more take more memory
 
 
 class UnknownForm(Exception):  # noqa: N818 (the caller answers it by another route)
@@ -83,17 +84,15 @@ class ClassSums:
         return self._total(piece for sums in self.sums.values() for piece in sums.split(PIECE, 1))
 
     def _multiplied(self, found: Sequence[Found], weights: Tensor, runs: Sequence[Run]) -> Float[Tensor, "c c"]:
-        """The products of sums that are made piece by piece, in memory that stays in the cache."""
+        """The products of sums that are made piece by piece, each in the memory of the last."""
 
         def pieces() -> Iterator[Tensor]:
-            workspace = weights.new_empty(0)
+            workspace = Workspace()
             for one in found:
+                scales = weights.to(one.factors.dtype)
                 for factors in one.factors.pieces(PIECES_AT_ONCE * PIECE):
-                    size = self.num_classes * factors.columns
-                    if len(workspace) < size or workspace.dtype != factors.dtype:
-                        workspace = weights.new_empty(size, dtype=factors.dtype)
-                    sums = workspace[:size].view(self.num_classes, factors.columns).zero_()
-                    factors.add_class_sums(sums, weights.to(factors.dtype), runs)
+                    sums = workspace.block((self.num_classes, factors.columns), scales).zero_()
+                    factors.add_class_sums(sums, scales, runs)
                     yield from sums.split(PIECE, 1)
 
         return self._total(pieces())
