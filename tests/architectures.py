@@ -122,12 +122,16 @@ def _transformers(
 def _timm(
     name: str, size: int = IMAGE, fallback: str | None = None, is_float32_inside: bool = False, **settings: Any
 ) -> None:
-    """Registers a model of timm, made smaller where it has settings for that."""
+    """Registers a model of timm, made smaller where it has settings for that, or by keeping its first `blocks` only."""
+    blocks = settings.pop("blocks", None)
 
     def make() -> tuple[nn.Module, Any]:
         with _torchvision_named_but_not_there():
             library = importlib.import_module("timm")
-        return library.create_model(name, pretrained=False, num_classes=CLASSES, **settings), image(size)
+        model = library.create_model(name, pretrained=False, num_classes=CLASSES, **settings)
+        if blocks is not None:
+            model.blocks = model.blocks[:blocks]
+        return model, image(size)
 
     ARCHITECTURES[f"timm-{name}"] = Architecture("timm", make, fallback, is_float32_inside)
 
@@ -594,9 +598,9 @@ _timm("resnet18", channels=(8, 12, 16, 24))
 _timm("vit_tiny_patch16_224", img_size=IMAGE, patch_size=8, embed_dim=24, depth=2)
 _timm("convnext_atto", dims=(8, 12, 16, 20), depths=(1, 1, 2, 1))
 _timm("convnextv2_atto", dims=(8, 12, 16, 20), depths=(1, 1, 2, 1))
-_timm("mixer_s32_224", img_size=IMAGE)
-_timm("resmlp_12_224", img_size=IMAGE)
-_timm("gmlp_ti16_224", img_size=IMAGE)
+_timm("mixer_s32_224", img_size=IMAGE, blocks=2)
+_timm("resmlp_12_224", img_size=IMAGE, blocks=2)
+_timm("gmlp_ti16_224", img_size=IMAGE, blocks=4)
 _timm("efficientnet_b0")
 _timm("regnetx_002")
 _timm("regnety_002")
@@ -614,11 +618,11 @@ _timm("resnetv2_50", channels=(8, 16, 16, 16), layers=(1, 1, 1, 1), stem_chs=8)
 _timm("seresnet18", channels=(8, 12, 16, 24))
 _timm("ecaresnet50t", channels=(8, 12, 16, 24), layers=(1, 1, 1, 1))
 _timm("skresnet18", channels=(16, 32, 32, 32))
-_timm("levit_128s", size=224)
+_timm("levit_128s", size=224, embed_dim=(16, 24, 32), num_heads=(1, 2, 2), depth=(1, 1, 1))
 _timm("edgenext_xx_small", size=64)
 _timm("twins_svt_small", img_size=32, embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), depths=(1, 1, 1, 1))
 _timm("tnt_s_legacy_patch16_224", img_size=32, depth=2)
-_timm("lambda_resnet26t", size=64, img_size=64)
+_timm("lambda_resnet26t", size=32, img_size=32)
 _timm("davit_tiny", embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), depths=(1, 1, 1, 1))
 _timm("mambaout_femto", dims=(8, 16, 16, 16), depths=(1, 1, 1, 1))
 _timm("fastvit_t8", embed_dims=(8, 8, 16, 16), layers=(1, 1, 1, 1))

@@ -20,6 +20,7 @@ from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_progress import class_progress, class_progress_error
 from lightning_stiffness.functional.tally import class_sums
 from lightning_stiffness.gram import CrossGram, Gram, GramEngine
+from lightning_stiffness.gram.sharding import whole
 from lightning_stiffness.grouping import agreement, class_groups
 from lightning_stiffness.levels import FEATURES, StiffnessLevels, has_bias, level_of, levels_of, seen_at
 
@@ -142,7 +143,11 @@ class BalanceReader:
         Raises:
             StiffnessError: As `GramEngine.gram`, or as `HeadLoss`.
         """
-        samples = on_device(self._trainer, self._module, self._batch, self._seed)
+        with whole(self._module):
+            samples = on_device(self._trainer, self._module, self._batch, self._seed)
+            return self._read(samples, now, before)
+
+    def _read(self, samples: Any, now: Circumstances, before: BalanceReading | None) -> BalanceReading:
         with measuring(self._module):
             levels, products, logits = self._measured(samples, now)
             groups = class_groups(levels, seed=self._seed)

@@ -61,7 +61,7 @@ class ClassGroupingBalancer(ObservedBalancing):
     the softmax that both labels are compared with. Loss: a cross entropy, with any weights and reduction; for another
     one switch `logits` and `smoothing` off. One that smooths labels itself is seen if it is a `CrossEntropyLoss` of
     the module, and not smoothed again; take it out of a function. Gradient accumulation, mixed precision,
-    DDP and torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels
+    DDP, FSDP2 and torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels
     ([n, t, c]) do not.
 
     Under DDP each process draws its own part of a pass; class means are pooled at the end of each epoch.

@@ -26,6 +26,7 @@ class Step:
         smoothing: The share of each label that the loss is made to spread over all classes.
         move: The shift, once it is known: a recomputed forward pass (activation checkpointing) has to get the same.
         features: The features as they came in.
+        unmoved: The logits of these, where they are shifted.
         calls: How often the classifier has been called.
     """
 
@@ -37,6 +38,7 @@ class Step:
     smoothing: float = 0.0
     move: Float[Tensor, "n d"] | None = None
     features: Float[Tensor, "n d"] | None = None
+    unmoved: Float[Tensor, "n c"] | None = None
     calls: int = 0
 
 
@@ -103,6 +105,7 @@ class BalancedClassifier:
             return features
         if step.move is None:
             step.move = self._followed(self._shift(step, step.features), step.features, step.labels)
+            step.unmoved = self._logits(step.features)  # here: FSDP has taken the weights away when the layer is done
         return features + step.move.to(features)
 
     def _after(self, logits: Tensor) -> Tensor:
@@ -116,7 +119,8 @@ class BalancedClassifier:
             )
         step.calls += 1
         if step.calls == 1 and step.features is not None and step.labels is not None:
-            self._means(step.features).update(step.features, self._unchanged(step, logits), step.labels)
+            unmoved = logits.detach() if step.unmoved is None else step.unmoved
+            self._means(step.features).update(step.features, unmoved, step.labels)
         adjusted = logits if step.offsets is None else logits + step.offsets.to(logits)
         if not step.smoothing or step.labels is None:
             return adjusted
@@ -137,19 +141,15 @@ class BalancedClassifier:
         A shift is a share of the features themselves. One that the network cannot follow makes the loss, and by it the
         features, and by them the next shift grow, until the weights are ruined.
         """
-        with torch.no_grad():
-            for share in (0.5, 0.0):
-                found: Any = self._layer.forward(features + move.to(features))
-                is_lost = torch.as_tensor(found).argmax(1) != labels.to(features.device)
-                move = torch.where(is_lost[:, None], share * move, move)
+        for share in (0.5, 0.0):
+            is_lost = self._logits(features + move.to(features)).argmax(1) != labels.to(features.device)
+            move = torch.where(is_lost[:, None], share * move, move)
         return move
 
-    def _unchanged(self, step: Step, logits: Tensor) -> Tensor:
-        """The logits of the features as they came in."""
-        if step.move is None:
-            return logits.detach()
-        with torch.no_grad():
-            found: Any = self._layer.forward(step.features)
+    @torch.no_grad()
+    def _logits(self, features: Tensor) -> Tensor:
+        """Of the layer alone, without its hooks."""
+        found: Any = self._layer.forward(features)
         return torch.as_tensor(found)
 
     def _means(self, features: Tensor) -> ClassStatistics:

@@ -82,7 +82,7 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         source: The monitor whose readings are used, among the Trainer's callbacks or not. Not given: the one of them
             whose name `monitor` begins with, or one of its own.
         restore: Which weights the run ends with: "best", those of the reading that the rule holds for the best, or
-            "stop", those of the last step. The former not with strategies that shard the weights (FSDP, DeepSpeed).
+            "stop", those of the last step. The former not with FSDPStrategy and DeepSpeed.
         grace_epochs: Epochs before which no verdict acts.
         grace_steps: Optimizer steps before which no verdict acts.
 
@@ -240,7 +240,7 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         stop = bool(trainer.strategy.reduce_boolean_decision(decision.stop, all=False))
         self.decision = decision
         self.best_score = torch.tensor(decision.best)
-        if self.restore == "best" and self.history and trainer.is_global_zero:
+        if self.restore == "best" and self.history:
             wanted = wanted_steps(self.criterion, self.history, decision)
             self._copies.keep_reading(trainer, self.history[-1].step, wanted)
         if self.verbose:

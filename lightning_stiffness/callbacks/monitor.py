@@ -43,7 +43,7 @@ class StiffnessMonitor(Callback):
     history starts anew, and a warning says so.
 
     Under DDP the first process draws the probe and every process measures all of it, since the module may communicate;
-    the reading of the first process counts for all.
+    the reading of the first process counts for all. Under FSDP2 each gathers all parameters meanwhile.
 
     With `probe="batch"` there is no probe: stiffness is read from the training steps, while their own backward pass
     runs. Nothing goes forward or backward a second time. A reading is of the batches since the last one, on average

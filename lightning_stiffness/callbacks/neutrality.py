@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_stiffness.callbacks.namespace import DummyLogger, isolate_rng
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.sharding import whole
 
 _MUTED: Final = ("log", "log_dict", "print")
 
@@ -19,8 +20,9 @@ _MUTED: Final = ("log", "log_dict", "print")
 def measuring(pl_module: nn.Module) -> Iterator[None]:
     """Within this context the module is in eval mode and mute; afterwards all is as it was, also after an exception.
 
-    During the context gradients are recorded and autocast is off, compiled code runs uncompiled, ``log``, ``log_dict``
-    and ``print`` of the module do nothing, and the trainer's loggers are replaced by ones that write nothing.
+    During the context gradients are recorded and autocast is off, compiled code runs uncompiled, parameters that FSDP2
+    has shared out are whole (all processes have to enter), ``log``, ``log_dict`` and ``print`` of the module do
+    nothing, and the trainer's loggers are replaced by ones that write nothing.
     Put back are the training flag of each submodule, the global random states (torch, CUDA, numpy, Python), and every
     attribute of every submodule: references, the contents of tensors that are not parameters (buffers, states of
     torchmetrics), and those of lists, dicts, sets and deques at any depth. Attributes that are new are removed.
@@ -43,6 +45,7 @@ def measuring(pl_module: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(isolated_random_state())
+        stack.enter_context(whole(pl_module))
         stack.callback(_snapshot(pl_module.modules()))
         stack.enter_context(_mute_loggers(attached_trainer(pl_module)))
         stack.enter_context(_evaluation_flags(pl_module))

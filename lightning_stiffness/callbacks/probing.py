@@ -1,5 +1,6 @@
 """Which samples a run is measured on: what the user asks for, drawn by the first process, on the device of each."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from lightning_stiffness.callbacks.neutrality import measuring
 from lightning_stiffness.callbacks.probe_pair import Mode, ProbePair
 from lightning_stiffness.callbacks.training_step import resolve_targets
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.sharding import is_sharded
 from lightning_stiffness.probe import Probe, isolated_randomness
 
 _SHOWN_CLASSES = 10
@@ -50,7 +52,8 @@ class ProbeRequest:
             _load_validation(trainer)
 
         def draw() -> ProbePair:
-            with measuring(pl_module):  # a stiffness_step that is asked for targets runs the module
+            # A stiffness_step that is asked for targets runs the module; one that is sharded is not asked, see there.
+            with contextlib.nullcontext() if is_sharded(pl_module) else measuring(pl_module):
                 return self._draw(trainer, _targets_on_device(trainer, pl_module, targets))
 
         probes = agreed(trainer, attempted(draw) if trainer.is_global_zero else None)
@@ -116,6 +119,11 @@ def _targets_on_device(trainer: Any, pl_module: Any, given: Callable[[Any], Tens
     targets = resolve_targets(pl_module, given)
     if given is not None or not callable(getattr(pl_module, "stiffness_step", None)):
         return targets
+    if is_sharded(pl_module):
+        raise StiffnessError(
+            "The labels must be known without running the module where its parameters are shared out among processes: "
+            "only the first one draws the probe. Pass targets=, a function batch -> classes [n], to the callback."
+        )
     return lambda batch: targets(on_device(trainer, pl_module, _wrapped(trainer, batch), 0))
 
 

@@ -14,6 +14,7 @@ from lightning_stiffness.callbacks.probe_pair import ProbePair
 from lightning_stiffness.callbacks.signals.board import SignalBoard
 from lightning_stiffness.functional import cosine_pairs, input_distances, sign_pairs, summarise
 from lightning_stiffness.gram import Gram, GramEngine
+from lightning_stiffness.gram.sharding import whole
 from lightning_stiffness.history import Reading
 from lightning_stiffness.inputs import input_vectors
 
@@ -69,6 +70,11 @@ class StiffnessReader:
             StiffnessError: As `GramEngine.gram`.
         """
         start = time.perf_counter()
+        with whole(self.module):  # once for all: a process that fails in between would be waited for
+            self.board.before_reading()
+            return self._read(step, epoch, start)
+
+    def _read(self, step: int, epoch: float, start: float) -> Reading:
         with measuring(self.module):
             gram = self.engine.gram(self.batch)
         n = len(self.probes.rows.targets)

@@ -8,16 +8,19 @@ from torch import Tensor
 
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.sharding import is_sharded, shared_out, whole_tensor
 from lightning_stiffness.history import History
 from lightning_stiffness.stopping import Criterion, Decision
 
-# Their processes hold a part of the weights each, of which no process can keep a whole copy.
-SHARDING = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy")
+# Their processes hold a part of the weights each, and a module's state does not say how to gather them.
+SHARDING = ("FSDPStrategy", "DeepSpeedStrategy")
 
 
 @final
 class WeightCopies:
-    """Copies of all parameters and buffers by the step they are of, in the memory of the CPU.
+    """Copies of all parameters and buffers by the step they are of, in the memory of the CPU of the first process.
+
+    Weights that are DTensors, as those of FSDP2, are copied whole.
 
     Source: ours.
 
@@ -40,22 +43,29 @@ class WeightCopies:
         """Steps of which there is a copy."""
         return tuple(self._copies)
 
-    def keep(self, step: int, module: Any, wanted: Collection[int]) -> None:
+    def keep(self, step: int, module: Any, wanted: Collection[int], is_first: bool = True) -> None:
         """Copies the weights of now, which are those of ``step``, if wanted; forgets copies that are not wanted.
 
         Args:
             step: Optimizer steps taken.
             module: The module; neither it nor any random state changes.
             wanted: The steps that may still be asked for.
+            is_first: Whether this is the first process; the others, which all have to call this, too, keep nothing.
         """
         if step in wanted and step not in self._copies:
-            self._copies[step] = {name: _copied(value) for name, value in module.state_dict().items()}
+            whole = ((name, whole_tensor(value)) for name, value in module.state_dict().items())
+            copied = {name: _copied(value) if is_first else None for name, value in whole}
+            self._copies[step] = copied if is_first else {}
         self._copies = {kept: state for kept, state in self._copies.items() if kept in wanted}
 
     def keep_reading(self, trainer: Any, step: int, wanted: Collection[int]) -> None:
         """As `keep`, for the Trainer's module and a reading of ``step``; copies nothing if training has gone on."""
+        if is_sharded(trainer.lightning_module):  # each process has a part of what the first one keeps
+            wanted = trainer.strategy.broadcast(set(wanted))
+        elif not trainer.is_global_zero:
+            return
         known = wanted if step == trainer.global_step else set(wanted) & set(self.steps)
-        self.keep(step, trainer.lightning_module, known)
+        self.keep(step, trainer.lightning_module, known, trainer.is_global_zero)
 
     def restore(self, step: int, module: Any) -> None:
         """Puts the copy of that step into the module, which stays on its device and in its dtype.
@@ -137,7 +147,9 @@ def _parts(criterion: Criterion) -> Iterable[Criterion]:
 
 def _put_back(state: Mapping[str, Any], module: Any) -> None:
     """In place: devices, dtypes and what the optimizer refers to stay. Strict where Lightning is with checkpoints."""
-    module.load_state_dict(state, strict=getattr(module, "strict_loading", True))
+    now = module.state_dict()
+    shared = {name: shared_out(value, now[name]) if name in now else value for name, value in state.items()}
+    module.load_state_dict(shared, strict=getattr(module, "strict_loading", True))
 
 
 def _copied(value: Any) -> Any:

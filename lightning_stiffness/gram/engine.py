@@ -39,7 +39,7 @@ class GramEngine:
     Nothing is set on the module, `.grad` is untouched and no global random number is drawn. The module is measured in
     the mode it is in: call `module.eval()` first if it has dropout or batch norm. It is measured as its code reads: a
     compiled module, or one that is wrapped for data-parallel training, is unwrapped; activation checkpointing and
-    autocast are off meanwhile.
+    autocast are off meanwhile, and parameters that FSDP2 has shared out are gathered, so all processes must measure.
 
     Args:
         module: The model; all its parameters with `requires_grad` count.

@@ -13,6 +13,8 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from lightning_stiffness.gram.sharding import whole
+
 _Function = Callable[..., Any]
 _ORIGINAL: Final = "_orig_mod"  # where torch.compile keeps the module that it wraps
 _WRAPPERS: Final = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})  # parts of names that users did not give
@@ -47,7 +49,8 @@ def plainly(module: nn.Module) -> Iterator[None]:
 
     Compiled modules and functions run uncompiled (torch knows this switch for all threads only), activation
     checkpointing keeps its activations, autocast does nothing, neither around the context nor inside the model's own
-    code, gradients are recorded, and no process waits for another. Buffers of parts in training mode and the random
+    code, gradients are recorded, and no process waits for another, but for parameters that FSDP2 has shared out, which
+    are `whole` meanwhile. Buffers of parts in training mode and the random
     state are put back at the end, also after an exception.
 
     Args:
@@ -57,6 +60,7 @@ def plainly(module: nn.Module) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(whole(module))
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # nothing can be compiled without it, and its import takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))

@@ -304,7 +304,7 @@ def test_a_run_resumed_at_any_epoch_ends_at_the_same_one_with_the_same_weights(l
     assert (end == 8) if epochs == 8 else (8 < end < 30)
     assert whole.stopper.restored_step is not None
     assert whole.stopper.restored_step < whole.run.global_step
-    for epoch in range(end):
+    for epoch in range(0, end, 1 if listed else 4):
         resumed = resumable(tmp_path, tmp_path / f"epoch={epoch}.ckpt", epochs=epochs, listed=listed)
         assert resumed.run.current_epoch == end, epoch
         assert resumed.stopper.restored_step == whole.stopper.restored_step, epoch

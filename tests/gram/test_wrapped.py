@@ -50,7 +50,7 @@ def test_a_layer_that_has_seen_no_input():
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_in_processes(processes, tmp_path):
-    """Each process checks itself, DDP, FSDP and DTensor: see the script."""
+    """Each process checks itself: see the script."""
     in_processes(main, folder=tmp_path, count=processes)
     for rank in range(processes):
         assert (tmp_path / f"printed{rank}.txt").read_text().count("right") == len(CASES)

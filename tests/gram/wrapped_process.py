@@ -1,11 +1,9 @@
 """One process of `test_wrapped`: wraps a module, measures it, and trains it on."""
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram import GramEngine
 from tests.oracle import cross_entropy, loop_gram
 
@@ -65,48 +63,9 @@ def train(model: nn.Module) -> None:
             parameter.sub_(0.01 * parameter.grad)
 
 
-def refused(model: nn.Module) -> None:
-    """A clear error, not a Gram matrix of zeros."""
-    with pytest.raises(StiffnessError, match="sharded"):
-        GramEngine(model, cross_entropy).gram(batch())
-
-
-def fully_shard() -> None:
-    """FSDP2."""
-    from torch.distributed.fsdp import fully_shard as shard
-
-    model = network()
-    shard(model, mesh=dist.init_device_mesh("cpu", (dist.get_world_size(),)))
-    refused(model)
-    whole = network()
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    whole.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
-    expected, _ = loop_gram(network(), cross_entropy, batch())
-    gram = GramEngine(whole, cross_entropy).gram(batch())  # what the message says
-    assert (gram.matrix - expected).norm() <= 1e-5 * expected.norm()
-
-
-def fsdp() -> None:
-    """FSDP1."""
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    refused(FullyShardedDataParallel(network(), device_id=torch.device("cpu")))
-
-
-def dtensor() -> None:
-    """Tensor parallelism."""
-    from torch.distributed.tensor import distribute_module
-
-    refused(distribute_module(network(), dist.init_device_mesh("cpu", (dist.get_world_size(),))))
-
-
 CASES = {
     "ddp": ddp,
     "ddp_closed_over": lambda: ddp(closed_over=True),
-    "fully_shard": fully_shard,
-    "fsdp": fsdp,
-    "dtensor": dtensor,
 }
 
 

@@ -60,10 +60,11 @@ class SignalBoard:
 
     def before_step(self) -> None:
         """Lets them look, before each optimizer step."""
-        for name, signal in list(self._signals.items()):
-            outcome = attempted(signal.before_step)
-            if isinstance(outcome, Exception):
-                self._give_up(name, outcome)
+        self._let_all(lambda signal: signal.before_step())
+
+    def before_reading(self) -> None:
+        """Lets them ask other processes, before a reading."""
+        self._let_all(lambda signal: signal.before_reading())
 
     def read(self, gram: Gram) -> dict[str, float]:
         """The numbers of all, at a reading."""
@@ -79,6 +80,12 @@ class SignalBoard:
     def state_dict(self) -> dict[str, Any]:
         """The states of all that are alive, by name."""
         return {name: signal.state_dict() for name, signal in self._signals.items()}
+
+    def _let_all(self, act: Callable[[Signal], None]) -> None:
+        for name, signal in list(self._signals.items()):
+            outcome = attempted(lambda signal=signal: act(signal))  # type: ignore[misc]
+            if isinstance(outcome, Exception):
+                self._give_up(name, outcome)
 
     def _begin(self, name: str, scene: Scene, states: dict[str, Any]) -> None:
         signal = SIGNALS[name](scene)

@@ -13,7 +13,8 @@ from lightning_stiffness.callbacks.signals.tracked_kernel import TrackedKernel
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional import Exposure, LeaveOneOutScores, leave_one_out_scores, own_share
 from lightning_stiffness.gram import Gram
-from lightning_stiffness.gram.trainable import trainable
+from lightning_stiffness.gram.sharding import held
+from lightning_stiffness.gram.trainable import named_trainable
 
 # In epochs: predictions change fastest at the beginning; from the last entry on once an epoch.
 LOOKS = (1 / 8, 1 / 2, 1)
@@ -52,6 +53,7 @@ class LeaveOneOutSignal:
         self._kernel = TrackedKernel(scene, self._logits.shape[1])
         self._exposure = Exposure(torch.zeros_like(self._logits), torch.zeros(len(self._logits)).double(), 0.0)
         self._sizes: StepSizes | None = None
+        self._now = self._sizes_now()
         self._step = self._seen_step = scene.trainer.global_step
         self._learning_rates = learning_rates(scene.trainer.optimizers)
         self._summed = [0.0 for _ in self._learning_rates]
@@ -65,12 +67,16 @@ class LeaveOneOutSignal:
         if trainer.global_step > self._seen_step and _is_due(epoch, 1 / steps):
             self._look(self._sizes_now(), None)
 
+    def before_reading(self) -> None:
+        """Asks the optimizers for the sizes of their steps."""
+        self._count_steps()
+        self._now = self._sizes_now()
+
     def read(self, gram: Gram) -> dict[str, float]:
         """Its four numbers; nan before training."""
         if self._scene.trainer.global_step == 0:
             return dict.fromkeys(self.names, math.nan)
-        self._count_steps()
-        sizes = self._sizes_now()
+        sizes = self._now
         self._look(sizes, self._kernel.renew(self._rates(sizes)))
         if not self._exposure.time > 0:
             return dict.fromkeys(self.names, math.nan)
@@ -117,7 +123,8 @@ class LeaveOneOutSignal:
         self._summed = [total + made * rate for total, rate in zip(self._summed, self._learning_rates, strict=True)]
 
     def _sizes_now(self) -> StepSizes:
-        return step_sizes(self._scene.trainer.optimizers, trainable(self._scene.engine.module))
+        named = {name: held(parameter) for name, parameter in named_trainable(self._scene.engine.module).items()}
+        return step_sizes(self._scene.trainer.optimizers, named)
 
     def _look(self, sizes: StepSizes, now: Tensor | None) -> None:
         """Takes the time since the last look into account; ``now`` are the logits, where they are known."""

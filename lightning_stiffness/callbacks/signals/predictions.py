@@ -27,6 +27,9 @@ class PredictionChangesSignal:
     def before_step(self) -> None:
         """Nothing to do."""
 
+    def before_reading(self) -> None:
+        """Nothing to do."""
+
     def read(self, gram: Gram) -> dict[str, float]:
         """The share, in [0, 1]; nan at the first reading."""
         before, self._predicted = self._predicted, self._tracked.logits().argmax(1)

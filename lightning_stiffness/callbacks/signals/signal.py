@@ -164,6 +164,10 @@ class Signal(Protocol):
         """Called before each optimizer step, more than once for some."""
         ...
 
+    def before_reading(self) -> None:
+        """Called before the network runs for a reading: asks other processes, while none can have failed."""
+        ...
+
     def read(self, gram: Gram) -> dict[str, float]:
         """The numbers now, by their names; ``gram`` is that of the probe."""
         ...
@@ -181,6 +185,9 @@ class Stateless:
     """A signal that remembers nothing."""
 
     def before_step(self) -> None:
+        """Nothing to do."""
+
+    def before_reading(self) -> None:
         """Nothing to do."""
 
     def state_dict(self) -> dict[str, Any]:

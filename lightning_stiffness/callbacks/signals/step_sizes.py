@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_stiffness.gram.sharding import whole_tensor
+
 ADAPTIVE = "exp_avg_sq"  # torch's name for Adam's running mean of squared gradients
 
 
@@ -102,8 +104,8 @@ def _root_mean_square(parameter: Tensor, group: Mapping[str, object], state: Map
     squares = state.get(ADAPTIVE, state.get("square_avg"))
     if squares is None or squares.shape != parameter.shape:
         return None
-    squares = squares.double()
+    mean: Tensor = whole_tensor(squares).double()
     if ADAPTIVE in state and "step" in state:
         decay = float(group["betas"][1])  # type: ignore[index]
-        squares = squares / max(1 - decay ** float(state["step"]), 1e-12)
-    return squares.sqrt() + epsilon
+        mean = mean / max(1 - decay ** float(state["step"]), 1e-12)
+    return mean.sqrt() + epsilon
