@@ -13,7 +13,9 @@ from lightning_stiffness.errors import StiffnessError
 
 _FSDP: Final = "torch.distributed.fsdp"
 _TENSOR: Final = "torch.distributed.tensor"
-_MARKS: Final = ("_fsdp_flattened", "ds_id")  # what FSDP1 and DeepSpeed's third stage set on parameters they share out
+_MARKS: Final = frozenset(
+    {"_fsdp_flattened", "ds_id"}
+)  # what FSDP1 and DeepSpeed's third stage set on parameters they share out
 _HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks")
 
 REQUIRED: Final = "All parameters must be whole on each process, or shared out by `fully_shard` (FSDP2) alone;"
@@ -38,10 +40,7 @@ _whole_now: ContextVar[_Whole] = ContextVar("whole_now", default=_NOTHING)
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a process has a part of some parameter only; not so inside `whole`."""
-    parts = _fully_sharded(module)
-    marked = any(hasattr(parameter, mark) for parameter in module.parameters() for mark in _MARKS)
-    wrapped = _kinds(_FSDP, "FullyShardedDataParallel")
-    return bool(parts) or marked or any(isinstance(part, wrapped) for part in module.modules()) or _has_shards(module)
+    return bool(_fully_sharded(module)) or any(_is_apart(part) for part in module.modules())
 
 
 @contextlib.contextmanager
@@ -181,6 +180,14 @@ def _require_fully_sharded_alone(module: nn.Module, parts: list[Any]) -> None:
     )
     if is_parallel or any(_has_shards(part, recurse=False) for part in others) or _is_split_twice(module):
         raise StiffnessError(f"{REQUIRED} found tensor parallelism, which module code is written for. {REMEDY}")
+
+
+def _is_apart(part: nn.Module) -> bool:
+    """Whether parameters of this part itself are not whole, FSDP2 aside."""
+    shards = _kinds(_TENSOR, "DTensor")
+    own = [parameter for parameter in part._parameters.values() if parameter is not None]
+    is_marked = any(isinstance(parameter, shards) or not _MARKS.isdisjoint(vars(parameter)) for parameter in own)
+    return is_marked or isinstance(part, _kinds(_FSDP, "FullyShardedDataParallel"))
 
 
 def _is_split_twice(module: nn.Module) -> bool:
