@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 export MPLBACKEND := Agg
 # What is imported is compiled then: compiling all that is installed would double the time of setup.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Each process takes one half of the tests as they come, so that a module's fixtures are made once, and helps in the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=  # tests start many processes; each would compile the package again
 
 .PHONY: help setup demo test test-slow test-architectures lint bench bench-stopping bench-balancing clean
@@ -23,15 +25,15 @@ demo: setup  ## Train on scikit-learn's digits with wrong labels until the stop;
 	$(BIN)/lightning-stiffness demo
 
 test: setup  ## The quick test suite.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not architectures"
+	$(PYTEST) -m "not slow and not architectures"
 
 test-slow: setup  ## The tests marked slow.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests -m slow
+	$(PYTEST) tests -m slow
 
 test-architectures: setup  ## The engine on models of transformers and timm (random weights, nothing is downloaded but the packages).
 	PIP_CONSTRAINT=constraints.txt $(PIP) --editable ".[architectures]"
 	$(PIP) --no-deps timm==1.0.31
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests/gram/test_architectures_slow.py -m architectures
+	$(PYTEST) tests/gram/test_architectures_slow.py -m architectures
 
 lint: setup  ## Format, lint, types, import rules.
 	$(BIN)/ruff format --check .

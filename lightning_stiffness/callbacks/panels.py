@@ -106,10 +106,10 @@ class Panels:
         """Nothing is shown yet."""
         self._boards, self._is_full = Boards(loggers, name), is_full
 
-    def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Before Lightning logs hyperparameters."""
+    def prepare(self, hyperparameters: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Before Lightning logs hyperparameters; ``names`` are those of all monitors of the run."""
         if self._is_full:
-            self._boards.show(lambda board: board.prepare(hyperparameters))
+            self._boards.show(lambda board: board.prepare(hyperparameters, names))
 
     def begin(self, run: RunCard) -> None:
         """Before the first reading."""

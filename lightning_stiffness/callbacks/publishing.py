@@ -37,7 +37,9 @@ def prepare_panels(trainer: Any, pl_module: nn.Module, audience: Audience) -> No
     """In `setup`, before Lightning logs hyperparameters."""
     if trainer.is_global_zero:
         registered = registered_hyperparameters(trainer, pl_module)
-        Panels(trainer.loggers, audience.name, audience.panels).prepare(registered)
+        others = (one for one in trainer.callbacks if isinstance(one, type(audience)) and one.panels)
+        names = dict.fromkeys([*(one.name for one in others), audience.name])
+        Panels(trainer.loggers, audience.name, audience.panels).prepare(registered, list(names))
 
 
 class Publisher:

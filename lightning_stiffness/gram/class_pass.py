@@ -23,6 +23,8 @@ SUMS_SHARE = 1 / 3  # of the budget
 MOST = 2048  # samples of a chunk: with more, small networks take more memory
 FEWEST = 8  # samples whose explicit gradients are formed at once
 
+_Visit = Callable[[Sequence[int], Tensor, Sequence[Found]], Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Passed:
@@ -97,19 +99,21 @@ class ClassPass:
         order: Sequence[int],
         group: set[int] | None,
         norms: Tensor | None,
-        visit: Callable[[Sequence[int], Tensor, Sequence[Found]], Tensor],
+        visit: _Visit,
     ) -> Passed:
         """Visits all samples a few at a time; ``visit`` takes which they are, their norms and what is found of them."""
         chunks = self._chunks(order)
-        losses, all_norms, products = [], [], []
-        for samples in chunks:
-            chunk = self._chunk(samples, group)
-            losses.append(chunk.losses)
-            for part, found in chunk.pieces():
-                some = list(samples[part])
-                all_norms.append(norms_of(found, chunk.losses[part]) if norms is None else norms[some])
-                products.append(visit(some, all_norms[-1], found))
-        return Passed(*(_reordered(values, chunks) for values in (losses, all_norms, products)))
+        visited = [self._visited(self._chunk(samples, group), norms, visit) for samples in chunks]
+        return Passed(*(_reordered(values, chunks) for values in zip(*visited, strict=True)))
+
+    def _visited(self, chunk: "Chunk", norms: Tensor | None, visit: _Visit) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses, norms and products of a chunk, which is forgotten before there is another."""
+        own, products = [], []
+        for part, found in chunk.pieces():
+            some = list(chunk.samples[part])
+            own.append(norms_of(found, chunk.losses[part]) if norms is None else norms[some])
+            products.append(visit(some, own[-1], found))
+        return chunk.losses, torch.cat(own), torch.cat(products)
 
     def _chunks(self, order: Sequence[int]) -> list[list[int]]:
         measurement = self.measurement

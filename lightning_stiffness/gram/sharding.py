@@ -171,14 +171,14 @@ def _with_own_methods(attributes: dict[str, Any]) -> Callable[[], None]:
 
 def _require_fully_sharded_alone(module: nn.Module, parts: list[Any]) -> None:
     covered = {id(each) for part in parts for each in part.modules()}
-    others = [part for part in module.modules() if id(part) not in covered]
+    is_outside = any(_is_apart(part) for part in module.modules() if id(part) not in covered)
     is_parallel = any(
         _origin(hook).startswith(_TENSOR)
         for part in module.modules()
         for kind in _HOOKS
         for hook in getattr(part, kind).values()
     )
-    if is_parallel or any(_has_shards(part, recurse=False) for part in others) or _is_split_twice(module):
+    if is_parallel or is_outside or _is_split_twice(module):
         raise StiffnessError(f"{REQUIRED} found tensor parallelism, which module code is written for. {REMEDY}")
 
 
@@ -195,11 +195,6 @@ def _is_split_twice(module: nn.Module) -> bool:
     kinds = _kinds(_TENSOR, "DTensor")
     found: list[Any] = [parameter for parameter in module.parameters() if isinstance(parameter, kinds)]
     return any(sum(not placement.is_replicate() for placement in one.placements) > 1 for one in found)
-
-
-def _has_shards(module: nn.Module, recurse: bool = True) -> bool:
-    kinds = _kinds(_TENSOR, "DTensor")
-    return any(isinstance(parameter, kinds) for parameter in module.parameters(recurse))
 
 
 def _fully_sharded(module: nn.Module) -> list[Any]:

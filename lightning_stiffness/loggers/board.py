@@ -43,8 +43,13 @@ class Board:
         """Nothing is written yet."""
         self.logger, self.name = logger, name
 
-    def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Before Lightning logs hyperparameters, in `setup`: what a table of runs should show beside them."""
+    def prepare(self, hyperparameters: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Before Lightning logs hyperparameters, in `setup`: what a table of runs should show beside them.
+
+        Args:
+            hyperparameters: All that Lightning will log, of the module and of the data module.
+            names: First parts of what the monitors of this run log.
+        """
 
     def begin(self, run: RunCard) -> None:
         """Before the first reading: the layout, the settings."""

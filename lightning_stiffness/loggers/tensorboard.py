@@ -1,7 +1,7 @@
 """TensorBoard: custom charts, pictures, histograms, cards, and the table of hyperparameters."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -39,19 +39,17 @@ class TensorBoardBoard(Board):
         self._signals: set[str] = set()
 
     @override
-    def prepare(self, hyperparameters: Mapping[str, Any]) -> None:
+    def prepare(self, hyperparameters: Mapping[str, Any], names: Sequence[str]) -> None:
         """Before Lightning logs hyperparameters: stiffness becomes a column of the table beside them.
 
         TensorBoard reads the list of columns once, from the first time a run writes one, so this has to be called in
-        `setup` or `on_fit_start`. Where Lightning writes no such list by itself, nor is one written here.
-
-        Args:
-            hyperparameters: All that Lightning will log, of the module and of the data module.
+        `setup` or `on_fit_start`, for all monitors of the run. Where Lightning writes no such list by itself, nor is
+        one written here.
         """
         if hyperparameters and getattr(self.logger, "_default_hp_metric", False):
             from lightning_stiffness.loggers.tensorboard_events import add_columns  # noqa: PLC0415  # see `_lay_out`
 
-            stiffness = [self._tag(name) for name in ("within", "between", "stopped_epoch")]
+            stiffness = [self._tag(key, f"{name}/") for name in names for key in ("within", "between", "stopped_epoch")]
             add_columns(self.logger.experiment, hyperparameters, [self._tag("hp_metric", ""), *stiffness])
 
     @override

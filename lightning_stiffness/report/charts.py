@@ -25,6 +25,8 @@ from lightning_stiffness.report.drawing import (
 )
 from lightning_stiffness.report.words import short, with_error
 
+LINE: Final = 2.0  # width of the line of a run
+WIDER: Final = 4  # runs whose lines differ in width
 STIFFNESS: Final = {"within classes": "var(--within)", "between classes": "var(--between)"}
 
 
@@ -94,11 +96,12 @@ def runs_chart(histories: Mapping[str, History], name: str, unit: str) -> Spec:
     colors = {run: COLORS[index % len(COLORS)] for index, run in enumerate(histories)}
     line = (
         alt.Chart(alt.InlineData(rows))
-        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=18, filled=True))
+        .mark_line(point=alt.OverlayMarkDef(size=18, filled=True))
         .encode(
             x=epoch_axis(),
             y=value_axis("value", unit),
             color=colors_by(colors, "run"),
+            strokeWidth=_widths_by_run(list(histories)),
             opacity=alt.condition(picked, alt.value(1.0), alt.value(0.15)),
             tooltip=[
                 alt.Tooltip("run:N"),
@@ -109,6 +112,12 @@ def runs_chart(histories: Mapping[str, History], name: str, unit: str) -> Spec:
         .add_params(picked)
     )
     return spec_of(alt.layer(line), f"{unit} of each run over the epochs of training.")
+
+
+def _widths_by_run(runs: Sequence[str]) -> alt.StrokeWidth:
+    """Lines that lie below are wider: runs that differ in their end only are one and the same until then."""
+    widths = [LINE + 2.0 * max(0, min(len(runs), WIDER) - 1 - index) for index in range(len(runs))]
+    return alt.StrokeWidth("run:N", scale=alt.Scale(domain=list(runs), range=widths), legend=None)
 
 
 def _stiffness_rows(reading: Reading) -> list[Row]:

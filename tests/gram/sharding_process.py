@@ -28,11 +28,11 @@ class Tied(nn.Module):
         return self.head(self.norm(self.frozen(x)))
 
 
-def sharded(model: nn.Module, parts=(), **options) -> nn.Module:
-    """By FSDP2, parts of it apart from the rest."""
+def sharded(model: nn.Module, parts=(), shape=(), **options) -> nn.Module:
+    """By FSDP2, parts of it apart from the rest; a shape of two is that of replicas, each of which is shared out."""
     from torch.distributed.fsdp import fully_shard
 
-    mesh = dist.init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = dist.init_device_mesh("cpu", tuple(shape) or (dist.get_world_size(),))
     for part in (*parts, model):
         fully_shard(part, mesh=mesh, **options)
     return model
@@ -73,6 +73,8 @@ def measured() -> None:
     assert_measured(sharded(model, [model[0]], reshard_after_forward=False), network())
     model = tied()
     assert_measured(sharded(model, [model.head]), tied())
+    for shape in ((dist.get_world_size(), 1), (1, dist.get_world_size())):
+        assert_measured(sharded(network(), shape=shape), network())
 
 
 def neutral() -> None:

@@ -202,19 +202,30 @@ def columns(logger):
 
 def test_stiffness_is_beside_registered_hyperparameters(tmp_path):
     board = board_of(tmp_path)
-    board.prepare({"rate": 0.1})
+    board.prepare({"rate": 0.1}, ["stiffness", "val"])
+    (other,) = boards_of([board.logger], "val")
+    other.prepare({"rate": 0.1}, ["stiffness", "val"])
     board.logger.log_hyperparams({"rate": 0.1})
-    stiffness = ["stiffness/within", "stiffness/between", "stiffness/stopped_epoch"]
+    stiffness = [f"{name}/{key}" for name in ("stiffness", "val") for key in ("within", "between", "stopped_epoch")]
     assert columns(board.logger) == (["rate"], ["hp_metric", *stiffness])
+
+
+def test_columns_are_those_of_all_monitors_of_a_run(tmp_path):
+    logger, module = TensorBoardLogger(tmp_path, name="", version="run"), Rich()
+    module.save_hyperparameters({"rate": 0.1})
+    monitors = [StiffnessMonitor(probe_size=18, name=name, panels=name != "c") for name in "abc"]
+    trainer(monitors, logger=logger, max_epochs=1).fit(module, loader())
+    found = ["hp_metric", *(f"{name}/{key}" for name in "ab" for key in ("within", "between", "stopped_epoch"))]
+    assert columns(logger) == (["rate"], found)
 
 
 def test_the_users_own_table_of_hyperparameters_is_left_alone(tmp_path):
     board = board_of(tmp_path, default_hp_metric=False)
-    board.prepare({"rate": 0.1})
+    board.prepare({"rate": 0.1}, ["stiffness"])
     board.logger.log_hyperparams({"rate": 0.1}, {"my_score": 0.0})
     assert columns(board.logger) == (["rate"], ["my_score"])
     nothing = board_of(tmp_path / "none")
-    nothing.prepare({})
+    nothing.prepare({}, ["stiffness"])
     assert EXPERIMENT_TAG not in events_of(nothing.logger).Tags()["tensors"]
 
 
