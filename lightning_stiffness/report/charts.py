@@ -26,7 +26,8 @@ from lightning_stiffness.report.drawing import (
 from lightning_stiffness.report.words import short, with_error
 
 LINE: Final = 2.0  # width of the line of a run
-WIDER: Final = 4  # runs whose lines differ in width
+WIDER: Final = 3  # runs whose lines differ in width
+WIDENING: Final = 3.0
 STIFFNESS: Final = {"within classes": "var(--within)", "between classes": "var(--between)"}
 
 
@@ -88,8 +89,8 @@ def columns_chart(
 def runs_chart(histories: Mapping[str, History], name: str, unit: str) -> Spec:
     """One number of several runs over epochs; a click on a name lifts its run."""
     rows = [
-        {EPOCH: rounded(reading.epoch), "run": run, "value": rounded(value)}
-        for run, history in histories.items()
+        {EPOCH: rounded(reading.epoch), "run": run, "value": rounded(value), "width": width}
+        for (run, history), width in zip(histories.items(), _widths(len(histories)), strict=True)
         for reading, value in zip(history, _known_series(history, name), strict=True)
     ]
     picked = alt.selection_point(fields=["run"], bind="legend", name="picked")
@@ -101,7 +102,7 @@ def runs_chart(histories: Mapping[str, History], name: str, unit: str) -> Spec:
             x=epoch_axis(),
             y=value_axis("value", unit),
             color=colors_by(colors, "run"),
-            strokeWidth=_widths_by_run(list(histories)),
+            strokeWidth=alt.StrokeWidth("width:Q", scale=None),
             opacity=alt.condition(picked, alt.value(1.0), alt.value(0.15)),
             tooltip=[
                 alt.Tooltip("run:N"),
@@ -114,10 +115,9 @@ def runs_chart(histories: Mapping[str, History], name: str, unit: str) -> Spec:
     return spec_of(alt.layer(line), f"{unit} of each run over the epochs of training.")
 
 
-def _widths_by_run(runs: Sequence[str]) -> alt.StrokeWidth:
+def _widths(lines: int) -> list[float]:
     """Lines that lie below are wider: runs that differ in their end only are one and the same until then."""
-    widths = [LINE + 2.0 * max(0, min(len(runs), WIDER) - 1 - index) for index in range(len(runs))]
-    return alt.StrokeWidth("run:N", scale=alt.Scale(domain=list(runs), range=widths), legend=None)
+    return [LINE + WIDENING * max(0, min(lines, WIDER) - 1 - index) for index in range(lines)]
 
 
 def _stiffness_rows(reading: Reading) -> list[Row]:

@@ -32,7 +32,8 @@ def sharded(model: nn.Module, parts=(), shape=(), **options) -> nn.Module:
     """By FSDP2, parts of it apart from the rest; a shape of two is that of replicas, each of which is shared out."""
     from torch.distributed.fsdp import fully_shard
 
-    mesh = dist.init_device_mesh("cpu", tuple(shape) or (dist.get_world_size(),))
+    shape = shape or (dist.get_world_size(),)
+    mesh = dist.init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     for part in (*parts, model):
         fully_shard(part, mesh=mesh, **options)
     return model

@@ -214,7 +214,7 @@ def test_columns_are_those_of_all_monitors_of_a_run(tmp_path):
     logger, module = TensorBoardLogger(tmp_path, name="", version="run"), Rich()
     module.save_hyperparameters({"rate": 0.1})
     monitors = [StiffnessMonitor(probe_size=18, name=name, panels=name != "c") for name in "abc"]
-    trainer(monitors, logger=logger, max_epochs=1).fit(module, loader())
+    trainer(monitors, logger=logger, max_epochs=1).fit(module, loader(), loader(30, shuffle=False))
     found = ["hp_metric", *(f"{name}/{key}" for name in "ab" for key in ("within", "between", "stopped_epoch"))]
     assert columns(logger) == (["rate"], found)
 
