@@ -20,7 +20,9 @@ EXPLICIT_BYTES = (
     48 << 20
 )  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)
 SUMS_SHARE = 1 / 3  # of the budget
-MOST = 2048  # samples of a chunk: with more, small networks take more memory
+# Samples of small networks: so many go at once, and more in chunks, whose sums have to be kept beside them. Larger chunks
+# take more memory and are no faster (measured).
+AT_ONCE, MOST = 2048, 1024
 FEWEST = 8  # samples whose explicit gradients are formed at once
 
 _Visit = Callable[[Sequence[int], Tensor, Sequence[Found]], Tensor]
@@ -119,7 +121,8 @@ class ClassPass:
         measurement = self.measurement
         kept = sum(one.kept for one in measurement.found_sizes())
         kept += sum(parameter.numel() * parameter.element_size() for parameter in measurement.uncovered)
-        return measurement.chunks(order, min(MOST, measurement.fast_chunk(kept)))
+        most = AT_ONCE if measurement.samples <= AT_ONCE else MOST
+        return measurement.chunks(order, min(most, measurement.fast_chunk(kept)))
 
     def _chunk(self, samples: Sequence[int], group: set[int] | None) -> "Chunk":
         """What is found of some samples, the parameters of the fallback included."""

@@ -51,6 +51,7 @@ def test_sums_that_are_kept_and_sums_in_pieces_agree(monkeypatch):
     monkeypatch.setattr(class_sums, "PIECE", 8)
     monkeypatch.setattr(class_sums, "PIECES_AT_ONCE", 2)
     pieces = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
+    monkeypatch.setattr(class_pass, "AT_ONCE", 5)
     monkeypatch.setattr(class_pass, "MOST", 5)  # three chunks
     kept = class_cosine._BySums(measurement, TARGETS, CLASSES).result()
     for found in (pieces, kept):
