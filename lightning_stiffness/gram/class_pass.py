@@ -20,8 +20,8 @@ EXPLICIT_BYTES = (
     48 << 20
 )  # explicit gradients of so many samples at once: they are used twice, from the cache (measured)
 SUMS_SHARE = 1 / 3  # of the budget
-# Samples of small networks: so many go at once, and more in chunks, whose sums have to be kept beside them. Larger chunks
-# take more memory and are no faster (measured).
+# Samples of small networks: so many go at once, and more in chunks, whose sums have to be kept beside them. With larger
+# chunks it takes more memory and no less time (measured).
 AT_ONCE, MOST = 2048, 1024
 FEWEST = 8  # samples whose explicit gradients are formed at once
 
