@@ -76,13 +76,14 @@ class BalanceReading:
     @property
     def small(self) -> tuple[int, ...]:
         """Classes with fewer samples than three quarters of the mean class, the largest first."""
-        few = (self.counts < SMALL * self.counts.mean()).nonzero().flatten().tolist()
-        return tuple(sorted(few, key=lambda label: (-float(self.counts[label]), label)))
+        few, counts = (self.counts < SMALL * self.counts.mean()).nonzero().flatten().tolist(), self.counts.tolist()
+        return tuple(sorted(few, key=lambda label: (-counts[label], label)))
 
     @property
     def sacrificed(self) -> tuple[int, ...]:
         """The small classes whose loss the mean training step raises."""
-        return tuple(label for label in self.small if float(self.progress[label]) < 0)
+        progress = self.progress.tolist()
+        return tuple(label for label in self.small if progress[label] < 0)
 
     @property
     def clearly_sacrificed(self) -> tuple[int, ...]:
@@ -106,8 +107,10 @@ class BalanceReading:
     @property
     def members(self) -> tuple[tuple[int, ...], ...]:
         """The groups of two and more classes, each in the order of the pictures."""
-        found = [tuple(k for k in self.order if self.groups[k] == group) for group in dict.fromkeys(self.groups)]
-        return tuple(group for group in found if len(group) > 1)
+        found: dict[int, list[int]] = {group: [] for group in self.groups}
+        for label in self.order:
+            found[self.groups[label]].append(label)
+        return tuple(tuple(group) for group in found.values() if len(group) > 1)
 
     def metrics(self) -> dict[str, float]:
         """The numbers worth a curve: sacrificed share, classes in groups, agreement, recalls where they are known."""

@@ -49,9 +49,9 @@ def takers(reading: BalanceReading, label: int) -> list[tuple[int, float]]:
     """Who takes the probability that a class loses: classes with more than an even split, and the share each gets."""
     if reading.absorption is None:
         return []
-    row = reading.absorption[label]
+    row = reading.absorption[label].tolist()
     even = 1 / max(len(row) - 1, 1)
-    found = [(other, float(row[other]) + even) for other in row.nonzero().flatten().tolist()]
+    found = [(other, share + even) for other, share in enumerate(row) if share != 0]
     return sorted(found, key=lambda taker: -taker[1])[:MOST_TAKERS]
 
 

@@ -111,7 +111,8 @@ def recall_of_each_class(readings: Sequence[BalanceReading]) -> Figure:
     order = sorted(range(len(reading.counts)), key=lambda label: (-float(reading.counts[label]), label))
     before, after = (values[order].tolist() for values in (reading.natural_recall, reading.recall))
     has_rows = len(order) <= MOST_BARS
-    labels = [class_labels(reading)[label] for label in order]
+    named = class_labels(reading)
+    labels = [named[label] for label in order]
     left = 0.25 + LETTER * max(map(len, labels)) if has_rows else 0.75
     height = max(1.6, ROW * len(order)) if has_rows else 2.9
     sheet = _Sheet(left + 6.0 + 0.3, height, 0.55, recall_caption(reading))
@@ -139,7 +140,8 @@ def sacrificed_classes(readings: Sequence[BalanceReading]) -> Figure:
     """
     reading = _last(readings)
     small = _require_small(reading)[-MOST_BARS:]
-    labels = [class_labels(reading)[label] for label in small]
+    named = class_labels(reading)
+    labels = [named[label] for label in small]
     left = max(0.75, 0.25 + LETTER * max(map(len, labels)))
     rows = ROW * len(small)
     sheet = _Sheet(left + BAR + 0.3, 1.5 + 0.35 + rows, 0.55, sacrificed_caption(reading))

@@ -22,7 +22,8 @@ CLEAR, PALE = "var(--between)", "var(--fight-7)"  # classes that are sacrificed,
 def level_chart(reading: BalanceReading, matrix: Tensor, title: str) -> Spec:
     """The class matrix of one level in cluster order, with boxes around the groups."""
     order = list(shown_classes(reading))
-    labels = [class_labels(reading)[label] for label in order]
+    named = class_labels(reading)
+    labels = [named[label] for label in order]
     values = matrix[order][:, order]
     limit = max((abs(value) for value in values.flatten().tolist() if math.isfinite(value)), default=1.0) or 1.0
     total = len(order)
