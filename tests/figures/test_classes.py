@@ -115,3 +115,15 @@ def test_names_are_numbers_where_there_are_none_and_never_long():
 def test_a_single_reading_is_visible():
     (axes,) = rendered(figures.within_of_each_class(History(NAMED.probe, NAMED[:1]))).axes
     assert {line.get_marker() for line in axes.lines} == {"o"}
+
+
+@pytest.mark.parametrize("draw", [figures.latest_class_matrix, figures.within_of_each_class])
+def test_so_many_classes_that_not_all_have_room_for_a_name(draw):
+    names = tuple(f"c{label}" for label in range(250))
+    figure = rendered(draw(overfitting_history(2, Toy(250, class_names=names))))
+    axes = figure.axes[0]
+    assert axes.get_title(loc="left").endswith("(one name in 2)")
+    assert len(axes.texts) == 125
+    assert_apart(axes.texts)
+    assert axes.images[0].get_array().shape[0] == 250
+    assert figure.get_figheight() < 25
