@@ -8,21 +8,29 @@ from tests.processes import seen_by_both
 pytestmark = pytest.mark.slow
 
 
-def test_readings_signals_and_restored_weights_are_those_of_ddp(tmp_path):
+def both_ways(fit, folder):
+    """What a fit saw with shared weights, and under DDP; both processes saw the same."""
     found = []
     for sharded in (True, False):
-        folder = tmp_path / str(sharded)
-        folder.mkdir()
-        first, second = seen_by_both(sharded_fit.watched, sharded, folder=folder)
+        own = folder / str(sharded)
+        own.mkdir()
+        first, second = seen_by_both(fit, sharded, folder=own)
         assert {**first, "rank": 1} == second
         found.append(first)
-    sharded, replicated = found
+    return found
+
+
+def assert_close(one, other, tolerance):
+    for name in ("readings", "weights"):
+        for numbers, expected in zip(one[name], other[name], strict=True):
+            assert numbers == pytest.approx(expected, rel=tolerance, abs=tolerance / 100, nan_ok=True)
+
+
+def test_readings_signals_and_restored_weights_are_those_of_ddp(tmp_path):
+    sharded, replicated = both_ways(sharded_fit.watched, tmp_path)
     assert sharded["epochs"] == replicated["epochs"] > 4
     assert sharded["restored"] == replicated["restored"] < sharded["readings"][-1][0]
-    for one, other in zip(sharded["readings"], replicated["readings"], strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-6, nan_ok=True)
-    for one, other in zip(sharded["weights"], replicated["weights"], strict=True):
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
+    assert_close(sharded, replicated, 1e-4)
 
 
 def test_training_is_the_same_bit_for_bit(tmp_path):
@@ -43,19 +51,9 @@ def test_what_cannot_be_measured_is_said_by_both_and_nobody_waits(case, words, t
 
 
 def test_a_balancer_reads_and_trains_as_with_ddp(tmp_path):
-    found = []
-    for sharded in (True, False):
-        folder = tmp_path / str(sharded)
-        folder.mkdir()
-        first, second = seen_by_both(sharded_fit.balanced, sharded, folder=folder)
-        assert {**first, "rank": 1} == second
-        found.append(first)
-    sharded, replicated = found
+    sharded, replicated = both_ways(sharded_fit.balanced, tmp_path)
     assert len(sharded["readings"]) == len(replicated["readings"]) >= 2
-    for one, other in zip(sharded["readings"], replicated["readings"], strict=True):
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-5, nan_ok=True)
-    for one, other in zip(sharded["weights"], replicated["weights"], strict=True):
-        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+    assert_close(sharded, replicated, 1e-3)
 
 
 def test_a_run_that_is_taken_up_again_restores_weights_from_before(tmp_path):
