@@ -53,9 +53,11 @@ class WeightCopies:
             is_first: Whether this is the first process; the others, which all have to call this, too, keep nothing.
         """
         if step in wanted and step not in self._copies:
-            whole = ((name, whole_tensor(value)) for name, value in module.state_dict().items())
-            copied = {name: _copied(value) if is_first else None for name, value in whole}
-            self._copies[step] = copied if is_first else {}
+            copies = self._copies[step] = dict[str, Any]()
+            for name, value in module.state_dict().items():
+                whole = whole_tensor(value)
+                if is_first:
+                    copies[name] = _copied(whole)
         self._copies = {kept: state for kept, state in self._copies.items() if kept in wanted}
 
     def keep_reading(self, trainer: Any, step: int, wanted: Collection[int]) -> None:

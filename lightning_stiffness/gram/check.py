@@ -108,7 +108,8 @@ class Check:
             gradient = gradients_of((losses * scale * weights[samples].to(losses)).sum(), self.measurement.parameters)
             total = gradient if total is None else [a + b for a, b in zip(total, gradient, strict=True)]
         assert total is not None
-        found = _wide(weights) @ (_wide(gram.matrix) @ _wide(weights))
+        wide = _wide(weights)
+        found = wide @ (_wide(gram.matrix) @ wide)
         return bool((found - _products([total])[0, 0]).abs() <= self.tolerance * max(1, int((norms > 0).sum())))
 
     def _agrees_inside(self, gram: Gram, chosen: Sequence[int]) -> bool:

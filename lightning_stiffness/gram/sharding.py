@@ -13,9 +13,7 @@ from lightning_stiffness.errors import StiffnessError
 
 _FSDP: Final = "torch.distributed.fsdp"
 _TENSOR: Final = "torch.distributed.tensor"
-_MARKS: Final = frozenset(
-    {"_fsdp_flattened", "ds_id"}
-)  # what FSDP1 and DeepSpeed's third stage set on parameters they share out
+_MARKS: Final = frozenset({"_fsdp_flattened", "ds_id"})  # on parameters of FSDP1, and of DeepSpeed's third stage
 _HOOKS: Final = ("_forward_pre_hooks", "_forward_hooks")
 
 REQUIRED: Final = "All parameters must be whole on each process, or shared out by `fully_shard` (FSDP2) alone;"
@@ -97,11 +95,11 @@ def whole_tensor(value: Any) -> Any:
 
 def shared_out(value: Any, like: Any) -> Any:
     """A whole tensor, shared out as another one is, for which all processes have to ask; or the value as it is."""
-    kinds, target = _kinds(_TENSOR, "DTensor"), like
+    kinds = _kinds(_TENSOR, "DTensor")
     if isinstance(value, kinds) or not isinstance(like, kinds):
         return value
-    mesh = target.device_mesh
-    return sys.modules[_TENSOR].distribute_tensor(value.to(mesh.device_type), mesh, target.placements)
+    mesh = like.device_mesh
+    return sys.modules[_TENSOR].distribute_tensor(value.to(mesh.device_type), mesh, like.placements)
 
 
 @dataclass(frozen=True, eq=False)

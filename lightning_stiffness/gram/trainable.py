@@ -35,7 +35,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def named_trainable(module: nn.Module) -> dict[str, nn.Parameter]:
-    """As `trainable`, whatever they are."""
+    """As `trainable`, and also where there is none, or where it would refuse them."""
     named = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     plain = {plain_name(name): parameter for name, parameter in named.items()}
     return plain if len(plain) == len(named) else named

@@ -27,7 +27,7 @@ from lightning_stiffness.report.words import short, with_error
 
 LINE: Final = 2.0  # width of the line of a run
 WIDER: Final = 3  # runs whose lines differ in width
-WIDENING: Final = 3.0
+WIDENING: Final = 3.0  # of each of them beside the one above it
 STIFFNESS: Final = {"within classes": "var(--within)", "between classes": "var(--between)"}
 
 

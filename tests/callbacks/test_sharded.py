@@ -52,7 +52,7 @@ def test_what_cannot_be_measured_is_said_by_both_and_nobody_waits(case, words, t
 
 def test_a_balancer_reads_and_trains_as_with_ddp(tmp_path):
     sharded, replicated = both_ways(sharded_fit.balanced, tmp_path)
-    assert len(sharded["readings"]) == len(replicated["readings"]) >= 2
+    assert len(sharded["readings"]) == 10
     assert_close(sharded, replicated, 1e-3)
 
 
