@@ -1,12 +1,14 @@
 """Headless Chromium, for tests of what a person sees; they are skipped where it is not installed (CI installs it)."""
 
 import shutil
+import time
 from contextlib import contextmanager
 
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
+PATIENCE = 60  # seconds; a busy machine
 
 needs_browser = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver")
 
@@ -30,3 +32,11 @@ def browser(folder, width=1400, height=1000, *options):
         yield driver
     finally:
         driver.quit()
+
+
+def waited(look, satisfied):
+    """What there is to see, as soon as it is as wished; what there is in the end, if it never is."""
+    end = time.monotonic() + PATIENCE
+    while not satisfied(seen := look()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return seen

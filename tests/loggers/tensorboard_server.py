@@ -4,11 +4,10 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 
-PATIENCE = 40  # seconds; a busy machine
+from tests.browser import waited
 
 # TensorBoard's pages are trees of shadow roots, which no selector reaches into.
 SEEN = """
@@ -57,14 +56,6 @@ def fetch(address, body=None):
     request = urllib.request.Request(address, data=data, headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)
-
-
-def waited(look, satisfied):
-    """What there is to see, as soon as it is as wished; what there is in the end, if it never is."""
-    end = time.monotonic() + PATIENCE
-    while not satisfied(seen := look()) and time.monotonic() < end:
-        time.sleep(0.3)
-    return seen
 
 
 def seen(driver, inside, selector, *keys):

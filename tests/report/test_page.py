@@ -1,7 +1,6 @@
 import json
 import math
 import re
-import time
 
 import pytest
 
@@ -9,7 +8,7 @@ from lightning_stiffness.history import History
 from lightning_stiffness.report import page, write_page
 from lightning_stiffness.report.page import as_script, compare
 from lightning_stiffness.report.words import DASH
-from tests.browser import browser, needs_browser
+from tests.browser import browser, needs_browser, waited
 from tests.report.runs import (
     DECISION,
     EVIL,
@@ -26,6 +25,8 @@ MEGABYTE = 1_000_000
 CELL = "return stiffnessReport.views['run0-matrix'].signal('frame')"
 NUMBERS = "return [...document.querySelectorAll('#run0-matrix .mark-text text')].map(text => text.textContent)"
 BACKGROUND = "return getComputedStyle(document.body).backgroundColor"
+PRESSED = "return document.getElementById('theme').ariaPressed"
+PAUSE = "if (play.ariaPressed === 'true' && frame <= 1) return false; play.click(); return play.ariaPressed === 'false'"
 FILL = "return getComputedStyle(document.querySelector('#run0-matrix .layer_1_marks path')).fill"
 
 
@@ -65,11 +66,10 @@ def opened(driver, path):
     return driver
 
 
-def until(driver, script, seconds=60):
-    limit = time.monotonic() + seconds
-    while not (found := driver.execute_script(script)):
-        assert time.monotonic() < limit, script
-        time.sleep(0.05)
+def until(driver, script, holds=bool):
+    """What a script sees once it is as wished: the page hears of the browser, and draws, a frame later."""
+    found = waited(lambda: driver.execute_script(script), holds)
+    assert holds(found), f"{script}: {found}"
     return found
 
 
@@ -78,13 +78,6 @@ def click(driver, selector):
     element = driver.find_element("css selector", selector)
     driver.execute_script("arguments[0].click()", element)
     return element
-
-
-def until_numbers(driver, holds):
-    limit = time.monotonic() + 20
-    while not holds(driver.execute_script(NUMBERS)):
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def charts_of(text):
@@ -182,17 +175,16 @@ def test_the_slider_moves_by_keyboard_and_by_script(driver, single):
     last = driver.execute_script(NUMBERS)
     slider = driver.find_element("css selector", "input[type=range]")
     slider.send_keys(Keys.ARROW_LEFT)
-    assert driver.execute_script(CELL) == 8
+    until(driver, CELL, lambda frame: frame == 8)
     slider.send_keys(Keys.HOME)
-    assert driver.execute_script(CELL) == 0
-    until_numbers(driver, lambda numbers: numbers != last)
-    assert driver.find_element("tag name", "output").text.startswith("epoch 0, within 0.45")
+    until(driver, CELL, lambda frame: frame == 0)
+    assert until(driver, NUMBERS, lambda numbers: ".45" in numbers) != last
+    until(driver, "return document.querySelector('output').innerText.startsWith('epoch 0, within 0.45')")
     assert slider.get_attribute("aria-valuetext").startswith("epoch 0,")
-    assert ".45" in driver.execute_script(NUMBERS)
     driver.execute_script(
         "const s = document.querySelector('input[type=range]'); s.value = 9; s.dispatchEvent(new Event('input'))"
     )
-    until_numbers(driver, lambda numbers: numbers == last)
+    until(driver, NUMBERS, lambda numbers: numbers == last)
     assert driver.get_log("browser") == []
 
 
@@ -206,13 +198,12 @@ def test_order_sign_and_play(driver, several):
         click(driver, f"#run0 input[value={order}]")
         assert driver.execute_script(f"return {view}.signal('order')") == order
         if order == "given":
-            assert until(driver, axis)[0].startswith("<script>")
+            until(driver, axis, lambda names: names and names[0].startswith("<script>"))
     click(driver, "#run0 input[type=checkbox]")
     assert driver.execute_script("return stiffnessReport.views['run0-stiffness'].signal('show_sign')") is True
     play = click(driver, "#run0 [data-play]")
     assert play.get_attribute("aria-pressed") == "true"
-    until(driver, f"return {view}.signal('frame') > 1")
-    click(driver, "#run0 [data-play]")
+    until(driver, f"const play = document.querySelector('#run0 [data-play]'), frame = {view}.signal('frame');{PAUSE}")
     assert play.get_attribute("aria-pressed") == "false"
     assert driver.get_log("browser") == []
 
@@ -246,14 +237,12 @@ def test_dark_colours_by_the_system_and_by_the_button(driver, single):
     light, cell = driver.execute_script(BACKGROUND), driver.execute_script(FILL)
     features = [{"name": "prefers-color-scheme", "value": "dark"}]
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    dark = driver.execute_script(BACKGROUND)
-    assert dark != light
-    assert driver.execute_script(FILL) != cell
-    button = driver.find_element("id", "theme")
-    assert button.get_attribute("aria-pressed") == "true"
-    button.click()
-    assert driver.execute_script(BACKGROUND) == light
-    assert button.get_attribute("aria-pressed") == "false"
+    until(driver, BACKGROUND, lambda colour: colour != light)
+    until(driver, FILL, lambda colour: colour != cell)
+    until(driver, PRESSED, lambda pressed: pressed == "true")
+    click(driver, "#theme")
+    until(driver, BACKGROUND, lambda colour: colour == light)
+    until(driver, PRESSED, lambda pressed: pressed == "false")
     driver.execute_script("localStorage.clear()")
 
 
@@ -269,10 +258,10 @@ def test_several_runs_fold_and_print_shows_all(driver, several):
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     until(driver, "return [...document.querySelectorAll('details')].every(d => d.open)")
     hidden = "return [...document.querySelectorAll('.bar, .controls .time, fieldset')].every(e => !e.offsetHeight)"
-    assert driver.execute_script(hidden)
-    heights = driver.execute_script("return [...document.querySelectorAll('.chart svg')].map(s => s.clientHeight)")
-    assert all(height > 50 for height in heights)
-    assert driver.execute_script(BACKGROUND) == "rgb(255, 255, 255)"
+    until(driver, hidden)
+    heights = "return [...document.querySelectorAll('.chart svg')].map(s => s.clientHeight)"
+    until(driver, heights, lambda found: found and all(height > 50 for height in found))
+    until(driver, BACKGROUND, lambda colour: colour == "rgb(255, 255, 255)")
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     until(driver, "return !document.getElementById('run2').open")
 
@@ -283,7 +272,7 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(driver, several):
     size = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     opened(driver, several)
-    assert driver.execute_script("return document.documentElement.scrollWidth") == 420
+    until(driver, "return document.documentElement.scrollWidth", lambda width: width == 420)
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
