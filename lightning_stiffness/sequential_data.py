@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.labels import labels_of
-from lightning_stiffness.probe import isolated_randomness
+from lightning_stiffness.random_states import isolated_randomness
 from lightning_stiffness.samples import copied_stream, only_loader
 
 
@@ -44,7 +44,7 @@ class SequentialData:
         Raises:
             StiffnessError: A sample cannot be read or collated.
         """
-        with isolated_randomness(0):
+        with isolated_randomness(0, self.loader.dataset, self.loader.collate_fn):
             batches = iter(self._sequential())
             while (batch := _read(batches)) is not None:
                 yield self.transfer(batch)

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.probe import LARGEST_PROBE, Probe, isolated_randomness, label_entropy
+from lightning_stiffness.probe import LARGEST_PROBE, Probe, label_entropy
 
 
 def tensors(counts: list[int]) -> TensorDataset:
@@ -371,39 +371,6 @@ def test_random_transforms_are_seeded():
     first, second = Probe.draw(loader, 8, seed=1), Probe.draw(loader, 8, seed=1)
     assert first.batch[0].equal(second.batch[0])
     assert not first.batch[0].equal(Probe.draw(loader, 8, seed=2).batch[0])
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_random_states_are_put_back():
-    torch.rand(1, device="cuda")
-    before = torch.cuda.get_rng_state_all()
-    with isolated_randomness(0):
-        first = torch.rand(4, device="cuda")
-    with isolated_randomness(0):
-        assert torch.rand(4, device="cuda").equal(first)
-    assert all(a.equal(b) for a, b in zip(before, torch.cuda.get_rng_state_all(), strict=True))
-
-
-def test_cuda_states_are_saved_seeded_and_put_back_when_in_use(monkeypatch):
-    calls: list[Any] = []
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["state"])
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
-    monkeypatch.setattr(torch.cuda, "set_rng_state_all", calls.append)
-    with isolated_randomness(9):
-        calls.append("inside")
-    assert calls == [9, "inside", ["state"]]
-
-
-def test_cuda_not_in_use_stays_so(monkeypatch):
-    def refuse(*arguments: Any) -> None:
-        raise AssertionError("CUDA was touched")
-
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    for name in ("get_rng_state_all", "manual_seed_all", "manual_seed", "set_rng_state_all"):
-        monkeypatch.setattr(torch.cuda, name, refuse)
-    with isolated_randomness(9):
-        pass
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

@@ -15,7 +15,8 @@ from lightning_stiffness.callbacks.probe_pair import Mode, ProbePair
 from lightning_stiffness.callbacks.training_step import resolve_targets
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.sharding import is_sharded
-from lightning_stiffness.probe import Probe, isolated_randomness
+from lightning_stiffness.probe import Probe
+from lightning_stiffness.random_states import isolated_randomness
 
 _SHOWN_CLASSES = 10
 
