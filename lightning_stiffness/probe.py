@@ -1,6 +1,7 @@
 """The fixed samples that stiffness is measured on, and their class-balanced draw from a data loader."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Probe:
     missing: tuple[int, ...]
 
     @classmethod
-    def draw(
+    def draw(  # noqa: PLR0913  # what to draw, and how to read it
         cls,
         loader: object,
         size: int = 200,
@@ -55,12 +56,15 @@ class Probe:
         seed: int = 0,
         targets: TargetsOf | None = None,
         num_classes: int | None = None,
+        batches: float = math.inf,
     ) -> "Probe":
         """A class-balanced probe from the dataset of a data loader, which goes on as if nothing had been read.
 
         Every class gets an equal share of ``size``, rare classes all they have, and what they leave goes to the others.
         Every class gets at least two samples: with more than size/2 classes the probe is larger than ``size``, up to
         10,000. Samples are grouped by class, in a random order within it (unless the collate function reorders them).
+
+        Samples that the loader's sampler never draws are left out where that can be told (`drawn_positions`).
 
         The samples are read in the main process, without the loader's workers, sampler or batch size, under seeded
         global random states that are put back afterwards, and so are generators that the dataset or the collate
@@ -76,6 +80,8 @@ class Probe:
             seed: Draws the samples, 0 to 2^32 - 1.
             targets: Reads the class of each sample from a batch, batch -> [n] integers; `targets.targets_of` if None.
             num_classes: How many classes there are; the largest label known + 1 if None.
+            batches: How many batches of each epoch are used, as Lightning's `limit_train_batches` sets it: of a loader
+                that does not shuffle, the samples after these are left out.
 
         Raises:
             StiffnessError: If there is not one loader, a sample cannot be read or collated, class targets cannot be
@@ -85,7 +91,7 @@ class Probe:
             raise StiffnessError(f"size must be at least 2 samples; found {size}. 200 is the default.")
         generator, source = torch.Generator().manual_seed(seed), only_loader(loader)
         with isolated_randomness(seed, source.dataset, source.collate_fn):
-            draw = _Draw(samples_of(source), size, generator, _Classes(targets, num_classes))
+            draw = _Draw(samples_of(source, batches), size, generator, _Classes(targets, num_classes))
             return draw.by_stored_labels() or draw.by_reading()
 
     @classmethod
@@ -98,6 +104,7 @@ class Probe:
         targets: TargetsOf | None = None,
         num_classes: int | None = None,
         variant: int = 0,
+        batches: float = math.inf,
     ) -> "Probe":
         """Samples drawn with equal chances, whatever their class; a smaller dataset is taken whole.
 
@@ -106,7 +113,7 @@ class Probe:
         """
         generator, source = torch.Generator().manual_seed(seed), only_loader(loader)
         with isolated_randomness((seed + variant) % 2**32, source.dataset, source.collate_fn):
-            draw = _Draw(samples_of(source), size, generator, _Classes(targets, num_classes))
+            draw = _Draw(samples_of(source, batches), size, generator, _Classes(targets, num_classes))
             return draw.by_chance()
 
     @classmethod
@@ -229,10 +236,13 @@ class _Draw:
 
     def by_stored_labels(self) -> Probe | None:
         """None when the dataset stores no labels, or not those that its batches hold (a target transform)."""
-        labels = labels_of(self.samples.loader.dataset) if isinstance(self.samples, IndexedSamples) else None
+        if not isinstance(self.samples, IndexedSamples):
+            return None
+        labels, used = labels_of(self.samples.loader.dataset), self.samples.positions
         if labels is None or len(labels) == 0:
             return None
-        chosen = self._choose(labels)
+        positions = torch.arange(len(labels)) if used is None else torch.as_tensor(used)
+        chosen = positions[self._choose(labels[positions])]
         batch = self.samples.gather(chosen.tolist())
         targets = self.classes.of(batch, len(chosen))
         if not torch.equal(targets, labels[chosen]):

@@ -310,12 +310,17 @@ def test_quick_run_measures_exact_matrices_writes_all_results_and_is_not_done_tw
     assert repeated["cells"] == results["cells"]
 
 
-@pytest.mark.slow
-def test_a_method_over_the_time_limit_is_a_row_that_says_so(tmp_path):
-    done, results = measure("gram_speed.py", tmp_path, "--quick", "--methods", "floor", "--timeout", "0")
-    assert [cell["status"] for cell in results["cells"]] == ["timeout"]
-    assert results["cells"][0]["ratio_to_floor"] is None
-    assert "longer than 0 s" in done.stdout
+def test_a_call_over_the_time_limit_is_given_up(tmp_path, monkeypatch):
+    cells, sessions = module("cells"), module("sessions")
+    silent = tmp_path / "silent.py"
+    silent.write_text('import sys\nprint(\'{"kind": "ready"}\', flush=True)\nsys.stdin.read()')
+    monkeypatch.setattr(sessions, "CELL", silent)
+    session = sessions.Session(cells.CellOrder(cells.Cell("mlp", "floor", 8), "none"))
+    session.wait(3600)
+    assert session.outcome is None
+    session.ask("call", 0.01)
+    assert (session.outcome.status, session.outcome.reason) == ("timeout", "longer than 0.01 s")
+    session.close()
 
 
 @pytest.mark.slow

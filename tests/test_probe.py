@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.probe import LARGEST_PROBE, Probe, label_entropy
@@ -523,3 +532,16 @@ def test_probe_is_frozen():
         probe.num_classes = 3  # type: ignore[misc]
     assert isinstance(probe.targets, Tensor)
     assert probe.targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dataset", [tensors([20, 20, 20]), Items([20, 20, 20])], ids=["stored labels", "read"])
+@pytest.mark.parametrize("draw", [Probe.draw, Probe.draw_by_chance])
+def test_samples_that_are_never_trained_on_are_left_out(dataset, draw):
+    held_out = set(range(0, 60, 3))
+    trained = SubsetRandomSampler([position for position in range(60) if position not in held_out])
+    probe = draw(DataLoader(dataset, batch_size=5, sampler=trained), 30)
+    assert len(probe.ids) == 30
+    assert held_out.isdisjoint(probe.ids)
+    assert positions(probe) == list(probe.ids)
+    limited = draw(DataLoader(dataset, batch_size=5), 30, batches=4)
+    assert set(limited.ids) == set(range(20))
