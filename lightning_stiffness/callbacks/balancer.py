@@ -35,7 +35,9 @@ class ClassGroupingBalancer(CountedBalancing):
     - `sampling`: classes are drawn at rates proportional to their size to the power of 3/4. A training loader with
       `shuffle=True` is exchanged for such a one while `fit` lasts. A loader with another sampler, a stream, and a
       dataset whose labels cannot be read without loading samples are left as they are, and a message says so:
-      `make_balanced_loader` makes a loader of any of the first two.
+      `make_balanced_loader` makes a loader of the first, and of the last with `labels=`. Samples that a sampler never
+      draws (held out by a SubsetRandomSampler, or by weights of 0) are neither drawn nor counted; what a sampler of a
+      class of one's own draws is counted while training.
     - `logits`: log q_c is added to the logits in training (logit adjustment), q_c being how often class c is really
       met in the loss: drawn, by whatever sampler, and with smoothed labels.
     - `smoothing`: the logits are changed so that a cross entropy of them is one with smoothed labels, by loss and
@@ -75,8 +77,10 @@ class ClassGroupingBalancer(CountedBalancing):
         absorbers: Shift toward classes by how much probability they take. Off: toward any bigger classes, a control.
         rates: How often classes are drawn: a strategy of `functional.class_rates`, class sizes [c] -> rates [c], or a
             `DeferredRates` schedule.
-        counts: Samples of each class. Not given: read from the dataset, or counted while training.
-        num_classes: Number of classes; that of the counts, or of the dataset's labels when not given.
+        counts: Samples of each class, 1 for a class without any. Not given: read from the dataset, again whenever its
+            loader is loaded again, or counted while training.
+        num_classes: Number of classes; that of the counts, or of the dataset's labels when not given. Given: a class
+            may be without a training sample (a fold of a long tail); it is never drawn, and counts as one sample.
         classifier: Name of the layer that makes the logits. Not given: the only Linear layer with an output per class.
         targets: batch -> integer classes [n]. Not given: the second element of the batch, or its "labels", "targets",
             "y" ... Given: the labels that the dataset stores may be other ones, so they are not used, and `sampling`
@@ -162,6 +166,9 @@ class ClassGroupingBalancer(CountedBalancing):
 
     def natural_probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Probabilities where classes are as frequent as in the training data.
+
+        Warns once where nobody knows that, since labels cannot be read without loading samples and the sampler need not
+        draw classes as they occur: pass `counts`.
 
         Args:
             logits: What the trained module says of any samples, in eval mode.

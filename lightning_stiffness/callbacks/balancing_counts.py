@@ -68,9 +68,9 @@ class CountedBalancing(ObservedBalancing):
         drawn = self.frequencies
         if drawn is None:
             raise StiffnessError(
-                "Class frequencies must be known, found none before training. Call fit first, or load a state: after "
-                'a fit in processes of its own (ddp_spawn), balancer.load_state_dict(checkpoint["callbacks"][...]) of '
-                "a checkpoint of that fit."
+                "Class frequencies must be known, found none before training. Call fit first, or load a state from a "
+                "checkpoint, as after a fit in processes of its own (ddp_spawn): "
+                'balancer.load_state_dict(torch.load(path)["callbacks"]["ClassGroupingBalancer"]).'
             )
         if self.counts is None and not self._is_natural and not self._has_warned:
             self._has_warned = True
