@@ -117,6 +117,7 @@ def _drawn_by(loader: DataLoader[Any]) -> Int[Tensor, "k"]:
         name = type(loader.batch_sampler if sampler is None else sampler).__name__
         raise StiffnessError(
             f"It must be known which samples the loader draws, since the others may be held out; {name} does not tell. "
-            "Make the loader of torch.utils.data.Subset(dataset, positions), with shuffle=True, or pass positions=."
+            "Make the loader of torch.utils.data.Subset(dataset, positions), with shuffle=True, or pass positions=, "
+            "which are range(len(dataset)) for all."
         )
     return found

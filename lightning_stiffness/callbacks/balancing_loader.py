@@ -1,7 +1,7 @@
 """The Trainer's training loader, exchanged for one that draws classes at given rates, and the rates of any loader."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -169,10 +169,10 @@ def known_frequencies(trainer: Any, counts: Tensor | None, num_classes: int) -> 
 
 def is_natural(trainer: Any) -> bool:
     """Whether what is drawn is as frequent as the classes are in the training data, as far as anybody can tell."""
-    loader = _loader(trainer)
-    if loader is None or isinstance(loader.dataset, IterableDataset):
-        return True
-    return draws_evenly(innermost_sampler(loader))
+    return all(
+        isinstance(loader.dataset, IterableDataset) or draws_evenly(innermost_sampler(loader))
+        for loader in _loaders(trainer.train_dataloader)
+    )
 
 
 def known_names(trainer: Any, num_classes: int) -> tuple[str, ...] | None:
@@ -196,6 +196,15 @@ def _loader(trainer: Any) -> DataLoader[Any] | None:
         return only_loader(trainer.train_dataloader)
     except StiffnessError:
         return None
+
+
+def _loaders(loaders: Any) -> Iterator[DataLoader[Any]]:
+    """Each torch DataLoader of those that are iterated together."""
+    if isinstance(loaders, DataLoader):
+        yield loaders
+    elif isinstance(loaders, Mapping | list | tuple):
+        for part in loaders.values() if isinstance(loaders, Mapping) else loaders:
+            yield from _loaders(part)
 
 
 @contextlib.contextmanager

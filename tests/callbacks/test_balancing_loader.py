@@ -159,6 +159,13 @@ def test_whether_classes_are_drawn_as_they_occur():
     )
 
 
+def test_each_of_several_loaders_draws_classes_as_they_occur():
+    plain, weighted = DataLoader(DATA), DataLoader(DATA, sampler=WeightedRandomSampler([1.0] * 50, 50))
+    assert is_natural(trainer_of({"labelled": plain, "more": [plain, DataLoader(Stream())]}))
+    assert not is_natural(trainer_of({"labelled": plain, "more": [weighted]}))
+    assert is_natural(trainer_of("no loader at all"))
+
+
 def test_a_class_that_is_never_drawn_counts_as_one_sample():
     loader = make_balanced_loader(DataLoader(DATA), torch.tensor([1.0, 1, 0]))
     rates = torch.tensor([0.5, 0.5, 0.02, 0.02]) / 1.04  # a class that the sampler does not know of, too
