@@ -55,9 +55,8 @@ _LOSSES: Final[frozenset[_Function]] = (
         F.triplet_margin_with_distance_loss,
     }
 )
-_REDUCTIONS: Final[frozenset[_Function]] = frozenset(
-    function for owner in (torch, Tensor) for function in (owner.sum, owner.mean, owner.nansum, owner.nanmean)
-)
+_MEANS: Final[frozenset[_Function]] = frozenset({torch.mean, Tensor.mean, torch.nanmean, Tensor.nanmean})
+_REDUCTIONS: Final[frozenset[_Function]] = _MEANS | {torch.sum, Tensor.sum, torch.nansum, Tensor.nansum}
 
 _signature = functools.cache(inspect.signature)
 
@@ -118,8 +117,9 @@ class PerSampleReductions(TorchFunctionMode):
 
     PyTorch's loss functions called with ``reduction="mean"`` or ``"sum"`` are computed with ``reduction="none"`` and
     reduced in a step of its own, to the same number up to rounding: means with class weights or ``ignore_index`` are
-    divided by what PyTorch divides them by. Sums and means of any tensor to one number are watched too. Only what
-    requires a gradient is kept. Loss functions that are not known, or called with the old ``size_average``, run
+    divided by what PyTorch divides them by. A mean over nothing, as of a single sample that is ignored, is zero instead
+    of 0 / 0. Sums and means of any tensor to one number are watched too. Only what requires a gradient is
+    kept. Loss functions that are not known, or called with the old ``size_average``, run
     unchanged.
 
     Attributes:
@@ -148,6 +148,9 @@ class PerSampleReductions(TorchFunctionMode):
             return self._loss(func, args, kwargs)
         result = func(*args, **kwargs)
         if func in _REDUCTIONS and isinstance(result, Tensor) and result.requires_grad and result.numel() == 1:
+            values = args[0] if args else kwargs["input"]
+            if func in _MEANS and values.numel() == 0:
+                return self._watch(values).sum(dtype=result.dtype).reshape(result.shape)
             return self._repeat_watched(func, args, kwargs)
         return result
 
@@ -162,7 +165,7 @@ class PerSampleReductions(TorchFunctionMode):
         if not values.requires_grad or values.ndim == 0:
             return func(*args, **kwargs)
         total = self._watch(values).sum()
-        return total if reduction == "sum" else total / _divisor(func, reduction, call.arguments, values)
+        return total if reduction == "sum" else _over(total, _divisor(func, reduction, call.arguments, values))
 
     def _repeat_watched(self, func: _Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if args:
@@ -191,6 +194,17 @@ def _divisor(func: _Function, reduction: str, arguments: Mapping[str, Any], valu
     target = arguments["target"] if func in _COUNTED_BY_TARGET else None
     if target is None or target.is_floating_point():
         return values.numel()
-    counted = target != arguments["ignore_index"]
+    counted: Tensor = target != arguments["ignore_index"]
     weight: Tensor | None = arguments["weight"]
-    return counted.sum() if weight is None else weight.to(values.dtype)[target[counted]].sum()
+    if weight is None:
+        return counted.sum()
+    weights = weight.to(values.dtype)[torch.where(counted, target, 0)]  # torch.func.vmap cannot index by a mask
+    return torch.where(counted, weights, 0.0).sum()
+
+
+def _over(total: Tensor, divisor: Tensor | int) -> Tensor:
+    """The mean, and zero with a gradient of zero where nothing is counted, which PyTorch makes 0 / 0."""
+    if isinstance(divisor, int):
+        return total / max(divisor, 1)
+    is_counted = divisor != 0
+    return total * is_counted / torch.where(is_counted, divisor, 1)

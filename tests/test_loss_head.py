@@ -169,11 +169,24 @@ def test_nll_loss_is_reduced_like_torch(reduction):
     reduced_like_torch(lambda z: F.nll_loss(z.log_softmax(1), target, **settings), logits(4, CLASSES))
 
 
-def test_means_over_nothing_are_nan_as_in_torch():
-    x, target = logits(2, CLASSES), torch.tensor([-100, -100])
+MEANS_OVER_NOTHING = {
+    "ignored": lambda x: F.cross_entropy(x, torch.tensor([-100, -100])),
+    "no weight": lambda x: F.cross_entropy(x, torch.tensor([0, 0]), weight=torch.tensor([0.0, 1.0, 1.0, 1.0]).double()),
+    "no sample": lambda x: F.mse_loss(x[:0], x.detach()[:0]),
+    "Tensor.mean": lambda x: x[:0].mean(),
+    "dim by name": lambda x: torch.mean(input=x[:0, 0], dim=0, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("mean", MEANS_OVER_NOTHING.values(), ids=MEANS_OVER_NOTHING)
+def test_means_over_nothing_are_zero_with_a_gradient_of_zero(mean):
+    x = logits(2, CLASSES)
+    assert mean(x).isnan()
     with PerSampleReductions():
-        assert F.cross_entropy(x, target).isnan()
-    assert F.cross_entropy(x, target).isnan()
+        loss = mean(x)
+    assert loss.shape == mean(x).shape
+    assert loss == 0
+    assert not torch.autograd.grad(loss, x)[0].any()
 
 
 POSITIVE = torch.rand(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1

@@ -72,10 +72,12 @@ class Plan:
     Attributes:
         sample_first: For each term whether its samples come before its positions.
         is_mean: Whether the weight of a sample falls as one over their number, as in a mean.
+        is_certain: Whether a sample that counts has told so.
     """
 
     sample_first: tuple[bool, ...]
     is_mean: bool = True
+    is_certain: bool = True
 
 
 def cut(step: Step) -> tuple[Term, ...]:
@@ -87,7 +89,14 @@ def cut(step: Step) -> tuple[Term, ...]:
     found = _nearest(step)
     values = [step.reduced[index] for index in found]
     weights = torch.autograd.grad(step.total, values, retain_graph=True)
+    if bool(step.total.detach().isnan()):
+        weights = tuple(map(_without_uncounted, weights, values))
     return tuple(Term(*parts, step.size) for parts in zip(found, values, weights, strict=True))
+
+
+def _without_uncounted(weights: Tensor, values: Tensor) -> Tensor:
+    """A sum of zeros over a count of zero adds nothing: its weights are zero instead of infinite."""
+    return torch.where(weights.isfinite() | (values.detach() != 0), weights, 0.0)
 
 
 def _nearest(step: Step) -> list[int]:
@@ -102,13 +111,27 @@ def _nearest(step: Step) -> list[int]:
     while pending:
         node, output = pending.pop()
         if (node, output) in edges:
-            found.add(edges[node, output])
+            found.update({edges[node, output]} if step.reduced[edges[node, output]].numel() else ())
         elif node is not None and node not in seen:
             if node.name() == _LEAF:
                 raise NotSeparableError(f"a part of it is no sum or mean over samples, {_PENALTY}")
             seen.add(node)
             pending.extend(node.next_functions)
+    if not found:
+        raise NotSeparableError("no sample of a batch is counted in it")
     return sorted(found)
+
+
+def telling_samples(terms: Sequence[Term]) -> list[int]:
+    """Up to three samples by which to try a plan, first, middle and last of those that count in all terms, if any do.
+
+    Samples that are ignored, or have weight zero, do not tell how those that count are weighted.
+    """
+    size = terms[0].size
+    counted = [(term.weight_rows(True) * term.value_rows(True)).detach().cpu() != 0 for term in terms]
+    everywhere = torch.stack([rows.any(dim=1) for rows in counted]).all(dim=0).nonzero().flatten().tolist()
+    chosen = everywhere or list(range(size))
+    return sorted({chosen[0], chosen[len(chosen) // 2], chosen[-1]})
 
 
 def plan(terms: Sequence[Term], alone: Mapping[int, Sequence[Term]], tolerance: float) -> Plan:
@@ -135,9 +158,10 @@ def plan(terms: Sequence[Term], alone: Mapping[int, Sequence[Term]], tolerance: 
         found.append(fitting[0])
     size, copies = terms[0].size, next(iter(alone.values()))[0].size
     assert size != copies
-    growths = [_growth(terms, singles, found, sample) for sample, singles in alone.items()]
-    is_sum = all(abs(growth * copies / size - 1) < 1e-3 for growth in growths if growth is not None)
-    return Plan(tuple(found), not is_sum)
+    tried = [_growth(terms, singles, found, sample) for sample, singles in alone.items()]
+    growths = [growth for growth in tried if growth is not None]
+    is_sum = bool(growths) and all(abs(growth * copies / size - 1) < 1e-3 for growth in growths)
+    return Plan(tuple(found), not is_sum, bool(growths))
 
 
 def _require_same_make(terms: Sequence[Term], singles: Sequence[Term], tolerance: float) -> None:
@@ -172,8 +196,14 @@ def _growth(terms: Sequence[Term], singles: Sequence[Term], sample_first: Sequen
     Raises:
         NotSeparableError: If each term has a factor of its own: then the sample's gradient has another direction.
     """
-    together = _weights(terms, sample_first, sample)
-    alone = _weights(singles, sample_first, 0)
+    pairs = [
+        (_weights(term, first, sample), _weights(single, first, 0))
+        for term, single, first in zip(terms, singles, sample_first, strict=True)
+        if _is_counted(single, first)
+    ]
+    if not pairs:
+        return None
+    together, alone = map(torch.cat, zip(*pairs, strict=True))
     if not bool(alone.isfinite().all()) or not bool(alone.any() or together.any()):
         return None
     factor = float((together * alone).sum() / alone.square().sum())
@@ -182,9 +212,12 @@ def _growth(terms: Sequence[Term], singles: Sequence[Term], sample_first: Sequen
     return factor
 
 
-def _weights(terms: Sequence[Term], sample_first: Sequence[bool], sample: int) -> Tensor:
-    rows = zip(terms, sample_first, strict=True)
-    return torch.cat([term.weight_rows(first)[sample].cpu().double() * term.size for term, first in rows])
+def _is_counted(single: Term, sample_first: bool) -> bool:
+    return bool(single.weight_rows(sample_first)[0].any() or single.value_rows(sample_first)[0].any())
+
+
+def _weights(term: Term, sample_first: bool, sample: int) -> Tensor:
+    return term.weight_rows(sample_first)[sample].cpu().double() * term.size
 
 
 def join(terms: Sequence[Term], how: Plan) -> Float[Tensor, "n"]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_stiffness.batching import batch_size, take
-from lightning_stiffness.callbacks.separation import Step
+from lightning_stiffness.callbacks.separation import NotSeparableError, Plan, Step, cut, join
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.loss_head import PerSampleReductions
 
@@ -40,13 +40,23 @@ def watched_step(pl_module: nn.Module, batch: Any, size: int, seed: int = 0) -> 
 def alone(pl_module: nn.Module, batch: Any) -> Float[Tensor, "1"]:
     """The loss of a batch of one, with copies of the sample where the code cannot take one, as when it squeezes."""
     try:
-        return run(pl_module, batch, 1).reshape(1)
+        return _counted(watched_step(pl_module, batch, 1))
     except StiffnessError:
         raise
     except (RuntimeError, ValueError, IndexError) as refusal:
         with contextlib.suppress(RuntimeError, ValueError, IndexError):
-            return run(pl_module, copies_of(batch, 0, COPIES), 1).reshape(1)
+            return _counted(watched_step(pl_module, copies_of(batch, 0, COPIES), 1))
         raise refusal
+
+
+def _counted(step: Step) -> Float[Tensor, "1"]:
+    """The loss, without the terms that are 0 / 0 since nothing is counted in them."""
+    if _is_transformed(step.total) or not bool(step.total.detach().isnan()):
+        return step.total.reshape(1)
+    with contextlib.suppress(NotSeparableError):
+        terms = cut(step)
+        return join(terms, Plan((True,) * len(terms)))
+    return step.total.reshape(1)
 
 
 def run(pl_module: Any, batch: Any, size: int, seed: int = 0) -> Tensor:
@@ -127,7 +137,8 @@ def require_finite(losses: Tensor, name: str) -> None:
     if broken:
         raise StiffnessError(
             f"Losses must be finite; {name} gave {losses.detach()[broken[0]].item()} for sample {broken[0]} of the "
-            f"batch ({len(broken)} of {len(losses)} samples). Look at that sample, or lower the learning rate."
+            f"batch ({len(broken)} of {len(losses)} samples). Look at that sample, or lower the learning rate. A mean "
+            "over nothing, as where a mask leaves a sample out, is 0 / 0: divide by the count with .clamp(min=1)."
         )
 
 

@@ -20,6 +20,7 @@ from lightning_stiffness.callbacks.separation import (
     cut,
     join,
     plan,
+    telling_samples,
 )
 from lightning_stiffness.callbacks.step_run import (
     COPIES,
@@ -94,7 +95,9 @@ class TrainingStepLoss:
     ``ignore_index`` the loss of a sample differs by a positive factor from what the sample gives alone.
 
     This reading is tried on single samples first. Where it is wrong, as with a penalty on the weights, the training
-    step runs for one sample at a time, which is exact by definition, but slower; a warning says so once.
+    step runs for one sample at a time from then on, which is exact by definition, but slower; a warning says so once.
+    A sample that is not counted in a mean, being ignored or of weight zero, adds zero to it, where PyTorch has 0 / 0
+    for the sample alone.
 
     Global random numbers start from the same seed in each run, so that a sample meets the same ones again; the states
     are put back. Use an instance for one module only: it remembers what was tried.
@@ -120,7 +123,7 @@ class TrainingStepLoss:
     def __init__(self, trainer: Any | None = None) -> None:
         self._trainer = trainer
         self._plans: dict[tuple[int, torch.Size] | None, Plan] = {}
-        self._has_warned = False
+        self._runs_alone = False
 
     def __call__(self, pl_module: nn.Module, batch: Any) -> Float[Tensor, "n"]:
         """Losses of the samples, with gradients.
@@ -142,6 +145,8 @@ class TrainingStepLoss:
         return losses
 
     def _together(self, pl_module: nn.Module, batch: Any, size: int) -> Float[Tensor, "n"]:
+        if self._runs_alone:  # for good, or some batches would have graphs of another make
+            return self._one_by_one(pl_module, batch, size)
         try:
             return self._split(pl_module, batch, size)
         except DifferentAloneError as difference:
@@ -149,7 +154,11 @@ class TrainingStepLoss:
             reason = "it draws random numbers, or changes with each call"
         except NotSeparableError as obstacle:
             reason = str(obstacle)
+        self._runs_alone = True
         self._warn(reason)
+        return self._one_by_one(pl_module, batch, size)
+
+    def _one_by_one(self, pl_module: nn.Module, batch: Any, size: int) -> Float[Tensor, "n"]:
         return torch.cat([alone(pl_module, take(batch, [sample])) for sample in range(size)])
 
     def _split(self, pl_module: nn.Module, batch: Any, size: int) -> Float[Tensor, "n"]:
@@ -165,18 +174,15 @@ class TrainingStepLoss:
         key = (terms[0].index, shape[1:]) if len(terms) == 1 and shape[0] == size else None
         if key in self._plans:
             return self._plans[key]
-        samples = sorted({0, size // 2, size - 1})
         copies = COPIES if size > COPIES else COPIES + 1
+        samples = telling_samples(terms)
         singles = {k: cut(watched_step(pl_module, copies_of(batch, k, copies), copies)) for k in samples}
         found = plan(terms, singles, _tolerance(pl_module))
-        if key is not None:
+        if key is not None and found.is_certain:
             self._plans[key] = found
         return found
 
     def _warn(self, reason: str) -> None:
-        if self._has_warned:
-            return
-        self._has_warned = True
         warnings.warn(
             f"The loss of training_step could not be split into the losses of its samples, since {reason}. The step "
             "runs for one sample at a time: exact, but slower. To make it faster, define "

@@ -109,7 +109,12 @@ class Fallback:
         return rows
 
     def _require_same(self, rows: Tensor, batch: Any, parameters: Sequence[Tensor], goals: Goals) -> None:
-        """Against plain autograd: torch.func does not see a parameter that the user's code holds by reference."""
+        """Against plain autograd: torch.func does not see a parameter that the user's code holds by reference.
+
+        Nor can the loss see there that it is 0 / 0 for a sample which is not counted.
+        """
+        if not bool(rows.isfinite().all()):
+            raise RuntimeError("its gradients are not finite")
         largest = int(rows.norm(dim=1).argmax())
         expected = self._alone(largest, batch, parameters, goals)[0]
         if (rows[largest] - expected).norm() > DIFFERENT * expected.norm():

@@ -91,6 +91,27 @@ class IgnoreIndex(Net):
 
 
 @separable()
+class BackgroundClass(Net):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y, ignore_index=0)
+
+
+@separable()
+class ClassOfWeightZero(Net):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x), y, weight=torch.where(CLASS_WEIGHTS > 0.5, CLASS_WEIGHTS, 0.0))
+
+
+@separable()
+class MaskByHand(Net):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return (F.cross_entropy(self(x), y, reduction="none") * (y > 0)).sum() / (y > 0).sum()
+
+
+@separable()
 class LogSoftmaxInForward(Net):
     def forward(self, x):
         return F.log_softmax(super().forward(x), dim=1)

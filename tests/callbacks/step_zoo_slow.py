@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 
-from tests.callbacks.step_zoo import CLASS_WEIGHTS, POSITIONS, AuxiliaryHead, Net, Tokens, plain_batch, token_batch
+from tests.callbacks.step_zoo import (
+    CLASS_WEIGHTS,
+    CLASSES,
+    POSITIONS,
+    AuxiliaryHead,
+    Net,
+    Tokens,
+    plain_batch,
+    token_batch,
+)
 
 SLOW: dict[str, tuple[type[LightningModule], Any]] = {}
 
@@ -52,6 +61,19 @@ class WeightedAndAuxiliary(AuxiliaryHead):
         return first + 0.3 * F.cross_entropy(self.second(features), y)
 
 
+class TwoTasks(AuxiliaryHead):
+    """Every fourth sample has no label for the second task."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        features = self.body(x)
+        first = F.cross_entropy(self.head(features), y)
+        return first + 0.3 * self.second_loss(self.second(features), (y - 1) * 2 % CLASSES, y > 0)
+
+    def second_loss(self, logits, y, is_labelled):
+        return F.cross_entropy(logits, torch.where(is_labelled, y, -100))
+
+
 @one_by_one()
 class SameNoiseForAll(Net):
     def training_step(self, batch, batch_idx):
@@ -76,3 +98,16 @@ class AnotherWayForFew(Net):
         x, y = batch
         losses = F.cross_entropy(self(x), y, reduction="none")
         return losses.mean() if len(y) < 4 else (losses.sum() / len(y) + losses.mean()) / 2
+
+
+class TwoTasksMaskedByHand(TwoTasks):
+    def second_loss(self, logits, y, is_labelled):
+        return (F.cross_entropy(logits, y, reduction="none") * is_labelled).sum() / is_labelled.sum()
+
+
+class TwoTasksSelected(TwoTasks):
+    def second_loss(self, logits, y, is_labelled):
+        return F.cross_entropy(logits[is_labelled], y[is_labelled], reduction="none").mean()
+
+
+MISSING_LABELS = (TwoTasks, TwoTasksMaskedByHand, TwoTasksSelected)

@@ -67,6 +67,57 @@ def test_the_form_of_the_step_does_not_matter(kind):
     assert_equal_to_plain(kind())
 
 
+def each(module, batch, ignored=0):
+    return F.cross_entropy(module(batch[0]), batch[1], reduction="none", ignore_index=ignored)
+
+
+class BackgroundClass(Classifier):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], ignore_index=0)
+
+
+class ClassOfWeightZero(Classifier):
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1], weight=torch.tensor([0.0, 1.0, 1.0]))
+
+
+class MaskByHand(Classifier):
+    def training_step(self, batch, batch_idx):
+        counted = batch[1] != 0
+        return (each(self, batch, -100) * counted).sum() / counted.sum()
+
+
+class MissingLabels(Classifier):
+    """Samples of class 0 have no label for the second task."""
+
+    def training_step(self, batch, batch_idx):
+        return each(self, batch, -100).mean() + 0.5 * F.cross_entropy(-self(batch[0]), batch[1], ignore_index=0)
+
+
+def with_missing_labels(module, batch):
+    return each(module, batch, -100) + 0.5 * F.cross_entropy(-module(batch[0]), batch[1], None, None, 0, None, "none")
+
+
+@pytest.mark.filterwarnings("ignore:The loss of training_step could not be split:UserWarning")
+@pytest.mark.parametrize("options", [{}, {"probe": blobs()}])
+@pytest.mark.parametrize(
+    ("kind", "losses"),
+    [
+        (BackgroundClass, each),
+        (ClassOfWeightZero, each),
+        (MaskByHand, each),
+        (MissingLabels, with_missing_labels),
+    ],
+)
+def test_samples_that_a_mean_does_not_count(kind, losses, options):
+    found = readings(kind(), monitor=options)
+    expected = readings(kind(), monitor={**options, "loss": losses})
+    for name in ("within", "between", "zero_fraction"):
+        one, other = found.history.series(name), expected.history.series(name)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert found.history.series("zero_fraction")[0] == (0 if kind is MissingLabels else pytest.approx(1 / 3))
+
+
 def test_functions_that_are_given_for_loss_and_targets():
     x, y = blobs()
 

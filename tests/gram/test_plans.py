@@ -53,3 +53,16 @@ def test_old_plans_are_dropped(monkeypatch):
     assert plan_of(2) is second
     assert plan_of(3) is third
     assert plan_of(1) is not first
+
+
+def test_a_plan_is_made_from_samples_of_all_parts_of_a_batch():
+    model, seen = make()[0], []
+    names = trainable(model)
+
+    def loss(model, batch):
+        seen.append(batch[1].tolist())
+        return cross_entropy(model, batch)
+
+    Plans(model, LossSource(model, loss)).of((torch.randn(40, 3), torch.arange(40) // 10), names)
+    Plans(model, LossSource(model, loss)).of((torch.randn(2, 3), torch.arange(2)), names)
+    assert seen == [[0, 0, 1, 2, 3], [0, 1, 2], [0, 1, 0, 1, 0], [0, 1, 0]]
