@@ -82,3 +82,14 @@ def samples_one_by_one():
         return torch.stack([m.out(m.inner(one).tanh()) for one in x])
 
     return of_function(forward, vectors(), inner=nn.Linear(8, 8), out=head())
+
+
+@specimen
+def gradient_inside_the_forward_pass():
+    """As in networks of energies and forces; torch.func refuses hooks on saved tensors."""
+
+    def forward(m, x):
+        force = torch.func.vmap(torch.func.grad(lambda one: m.inner(one).tanh().square().sum()))(x)
+        return m.out((x + force).tanh())
+
+    return of_function(forward, vectors(), inner=nn.Linear(8, 8), out=head())

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, saved_tensors_hooks
+from torch.autograd.graph import GradientEdge, Node
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.fallback import VECTORISED
@@ -15,6 +15,7 @@ from lightning_stiffness.gram.graph import Consumer, NotCovered, Use, consumers,
 from lightning_stiffness.gram.operands import frontier_of
 from lightning_stiffness.gram.positions import disjoint, positions_of
 from lightning_stiffness.gram.rules import RULES
+from lightning_stiffness.gram.saved_bytes import with_saved_bytes
 
 # Two sizes that share no factor, so that an axis which only happens to fit one of them is seen through.
 TRIAL_SIZES = (3, 5)
@@ -168,8 +169,7 @@ def make_plan(losses_of: Callable[[int], Tensor], parameters: Sequence[Tensor], 
         StiffnessError: The losses depend on none of the parameters.
     """
     sizes = sorted({min(size, samples) for size in TRIAL_SIZES})
-    with _SavedBytes() as saved:
-        losses = losses_of(sizes[-1])
+    losses, saved = with_saved_bytes(lambda: losses_of(sizes[-1]), parameters)
     smaller = losses_of(sizes[0]) if len(sizes) > 1 else None
     frontier = frozenset() if smaller is None else frontier_of(losses, smaller, parameters)
     found = consumers(losses, parameters, frontier)
@@ -199,7 +199,7 @@ def make_plan(losses_of: Callable[[int], Tensor], parameters: Sequence[Tensor], 
         joint={},
         frontier=frontier,
         owned=owned,
-        bytes_per_sample=max(1, saved.total(parameters) // sizes[-1]),
+        bytes_per_sample=max(1, saved // sizes[-1]),
         sizes=tuple(_output_entries(consumer.node) // sizes[-1] for consumer in found),
     )
     _dispose(plan, found, parameters)
@@ -287,30 +287,3 @@ def _dispose_of(
     seen.update(dict.fromkeys(derived, whole))
     if operand is not None or not disjoint(list(seen.values())):
         plan.joint[index] = seen
-
-
-class _SavedBytes:
-    """Counts the bytes that the graph keeps for the backward pass."""
-
-    def __init__(self) -> None:
-        self._storages: dict[int, int] = {}
-        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        # A view of the whole batch counts with its own size, not with that of the batch.
-        size = min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-        pointer = tensor.untyped_storage().data_ptr()
-        self._storages[pointer] = max(size, self._storages.get(pointer, 0))
-        return tensor
-
-    def total(self, parameters: Sequence[Tensor]) -> int:
-        """The bytes of all distinct storages but those of the parameters."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
-        return sum(size for pointer, size in self._storages.items() if pointer not in own)
-
-    def __enter__(self) -> "_SavedBytes":
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.__exit__(*error)
