@@ -1,6 +1,6 @@
 """The losses of a batch, as the user's function gives them, with what is required of them checked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,18 @@ class LossSource:
         self._loss = loss
         self._precision = _PRECISIONS[0]
 
-    def __call__(self, batch: Any) -> Tensor:
+    def __call__(self, batch: Any, samples: Sequence[int] | None = None) -> Tensor:
         """The losses [n] of a batch, with their graph.
+
+        Args:
+            batch: The samples.
+            samples: What they are called in an error, where they are some of a larger batch.
 
         Raises:
             StiffnessError: They are no finite vector [n] with a gradient.
         """
         losses = self._evaluate(batch)
-        _require_per_sample(losses, batch_size(batch))
+        _require_per_sample(losses, range(batch_size(batch)) if samples is None else samples)
         return losses
 
     @property
@@ -80,7 +84,8 @@ class LossSource:
         raise failure
 
 
-def _require_per_sample(losses: Any, n: int) -> None:
+def _require_per_sample(losses: Any, samples: Sequence[int]) -> None:
+    n = len(samples)
     if not isinstance(losses, Tensor):
         raise StiffnessError(
             f"The loss must return a tensor [{n}], one value per sample; found {type(losses).__name__}."
@@ -102,6 +107,7 @@ def _require_per_sample(losses: Any, n: int) -> None:
     if not bool(finite.all()):
         bad = (~finite).nonzero().flatten().tolist()
         raise StiffnessError(
-            f"All losses must be finite; found {losses[bad[0]].item()} for sample {bad[0]} ({len(bad)} of {n} in all). "
+            f"All losses must be finite; found {losses[bad[0]].item()} for sample {samples[bad[0]]} "
+            f"({len(bad)} of the {n} that were looked at). "
             "Look at that sample's input, and at the learning rate."
         )

@@ -75,7 +75,8 @@ class Plans:
         few = max(TRIAL_SIZES)  # small batches are repeated: one sample alone does not show its axis
 
         def losses_of(k: int) -> Tensor:  # from all over the batch, which may be sorted by class
-            return self.source(take(batch, [sample * n // k if k < n else sample % n for sample in range(k)], n))
+            samples = [sample * n // k if k < n else sample % n for sample in range(k)]
+            return self.source(take(batch, samples, n), samples)
 
         plan = make_plan(losses_of, list(names.values()), max(n, few))
         plan.leave_to_fallback([k for k, name in enumerate(names) if name in self.mistrusted], MISTRUSTED)
