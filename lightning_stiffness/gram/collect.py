@@ -226,6 +226,8 @@ class Collector:
         slots = {use.slot: shape_of(use, self._shape(use)) for use in uses}
         self._operands.update((use.parameter, use.operand) for use in uses if use.operand is not None)
         try:
+            if gradient.is_complex():
+                raise NotCovered("complex numbers")
             with torch.no_grad():
                 covered = rule_of(name)(consumer.node, slots, gradient, layout)
                 return {key: trimmed(_without_graph(factors)) for key, factors in covered.items()}

@@ -12,7 +12,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters with `requires_grad`, named as in the user's own module.
 
     Raises:
-        StiffnessError: There is none, or they are not here: shared out among processes, or not yet made.
+        StiffnessError: There is none, they are complex, or not here: shared out among processes, or not yet made.
     """
     named = named_trainable(module)
     if not named:
@@ -25,6 +25,13 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
         raise StiffnessError(
             f"All parameters must exist; found {unmade[0]} of a lazy layer that has not seen an input. Run the module "
             "on one batch first."
+        )
+    complex_ones = [name for name, parameter in named.items() if parameter.is_complex()]
+    if complex_ones:
+        raise StiffnessError(
+            f"All trainable parameters must be real; found {complex_ones[0]}, which is "
+            f"{str(named[complex_ones[0]].dtype).removeprefix('torch.')}. Hold it as nn.Parameter(torch.view_as_real(w)) "
+            "and use torch.view_as_complex of it in forward, which trains alike; or freeze it."
         )
     if is_sharded(module):
         raise StiffnessError(

@@ -28,8 +28,6 @@ def broadcast_product(node: Any, slots: SlotShapes, output_gradient: Tensor, lay
     """First * second, with broadcasting."""
     if len(slots) > 1:
         raise NotCovered("both factors of a product are parameters")
-    if output_gradient.is_complex():
-        raise NotCovered("a product of complex numbers")
     ((slot, shape),) = slots.items()
     other = node._saved_other if slot == 0 else node._saved_self
     return {(slot,): Explicit(layout.reduce(output_gradient * other, shape))}
