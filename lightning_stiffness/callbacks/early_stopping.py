@@ -198,6 +198,7 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
     @override
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_end(trainer, pl_module)
+        self._say_if_blind(trainer)
         if self.restore == "best" and not trainer.fast_dev_run:
             self._restore(trainer, pl_module)
         self._write(trainer)
@@ -271,6 +272,14 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         if publisher := self._monitor().publisher:
             publisher.stopped(self._record(history, decision), self.stopping_reason_message, step)
         self._write(trainer)
+
+    def _say_if_blind(self, trainer: Any) -> None:
+        """A run that was never judged must not look like one that was found good."""
+        if self.history or trainer.fast_dev_run:
+            return
+        failure = self._monitor().failures.first
+        self.decision = Decision(False, f"no readings: {failure or 'no measurement was due'}")
+        rank_zero_warn(f"{type(self).__name__} never judged this run, so it was not stopped: {self.decision.reason}")
 
     def _restore(self, trainer: Any, pl_module: Any) -> None:
         best = self.decision.best_step if self.decision else None

@@ -2,9 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from lightning_stiffness.callbacks.agreement import attempted
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
+from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.gram.memory import is_out_of_memory
+
+_OWN_CODE: Final = (
+    " The module ran in eval mode, on some samples at a time. If its code cannot, as when it returns something else "
+    "then, define `stiffness_step(self, batch) -> (losses [n], targets [n])` on it, or pass `loss=`."
+)
 
 
 @dataclass
@@ -13,11 +21,11 @@ class Failures:
 
     Attributes:
         is_strict: Whether the user wants each of them raised.
-        has_warned: Whether the user has heard of one.
+        first: What the user has heard of, in a sentence; None where nothing failed.
     """
 
     is_strict: bool
-    has_warned: bool = False
+    first: str | None = None
 
     def report(self, cause: Exception, step: int, is_fatal: bool = False) -> None:
         """Warns of the first one.
@@ -27,12 +35,14 @@ class Failures:
         """
         if is_fatal or self.is_strict:
             raise cause
-        if not self.has_warned:
-            rank_zero_warn(
-                f"Stiffness could not be measured at step {step} ({type(cause).__name__}: {cause}). Training goes on; "
-                "later failures are not reported. Pass strict=True to stop instead."
-            )
-        self.has_warned = True
+        if self.first is not None:
+            return
+        self.first = f"Stiffness could not be measured at step {step} ({type(cause).__name__}: {cause})."
+        is_known = isinstance(cause, StiffnessError) or is_out_of_memory(cause)
+        rank_zero_warn(
+            f"{self.first}{'' if is_known else _OWN_CODE} Training goes on; later failures are not reported. Pass "
+            "strict=True to stop instead."
+        )
 
     def survive(self, work: Callable[[], None], step: int) -> None:
         """Does what may fail."""

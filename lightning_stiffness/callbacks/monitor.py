@@ -35,9 +35,8 @@ class StiffnessMonitor(Callback):
     zero and which are left out), `stiffness/loss` (of the probe) and `stiffness/seconds` (what the measurement cost).
     Class matrices are in `history`, which is saved in checkpoints and written beside the logs, for `History.load`.
 
-    A measurement that fails after training has begun warns once and training goes on; one that cannot work at all (no
-    class targets, manual optimisation, a contrastive loss) raises a StiffnessError before the first step, which says
-    what to pass.
+    What cannot work at all (no class targets, manual optimisation, a contrastive loss) raises a StiffnessError before
+    the first step, which says what to pass. Other exceptions, and later ones, warn once and training goes on.
 
     A resumed run goes on with the history of its checkpoint, by the arguments it is given now; with other samples the
     history starts anew, and a warning says so.
@@ -155,9 +154,10 @@ class StiffnessMonitor(Callback):
         self._board: SignalBoard | None = None
         self.publisher: Publisher | None = None
         """What shows this run; None before training."""
-        self._wished: tuple[str, ...] = ()
+        self.failures = Failures(self.strict)
+        """What could not be measured in this run."""
+        self._wished, self._attempted_step, self._has_begun = tuple[str, ...](), -1, False
         self._pooled, self._signal_states = dict[str, Any](), dict[str, Any]()
-        self._attempted_step, self._has_begun, self._failures = -1, False, Failures(self.strict)
 
     @property
     @override
@@ -181,7 +181,7 @@ class StiffnessMonitor(Callback):
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self._attempted_step, self._has_begun, self._failures = -1, False, Failures(self.strict)
+        self._attempted_step, self._has_begun, self.failures = -1, False, Failures(self.strict)
         if self.reads_batches:
             self._begin_batches(trainer, pl_module)
         else:
@@ -225,18 +225,18 @@ class StiffnessMonitor(Callback):
             self._board.before_step()
         reader = self._reader
         if isinstance(reader, BatchReader) and self._has_rehearsed(trainer, reader, batch):
-            self._failures.survive(lambda: reader.begin(batch, batch_idx), trainer.global_step)
+            self.failures.survive(lambda: reader.begin(batch, batch_idx), trainer.global_step)
 
     @override
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         reader = self._reader
         if isinstance(reader, BatchReader):
-            self._failures.survive(lambda: reader.listen(loss, loss_factor(trainer)), trainer.global_step)
+            self.failures.survive(lambda: reader.listen(loss, loss_factor(trainer)), trainer.global_step)
 
     @override
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         if isinstance(self._reader, BatchReader):
-            self._failures.survive(self._reader.collect, trainer.global_step)
+            self.failures.survive(self._reader.collect, trainer.global_step)
 
     @override
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -320,7 +320,7 @@ class StiffnessMonitor(Callback):
         if self.at_start:
             self._measure(trainer, at_start=True)
         if isinstance(outcome, Exception):
-            self._failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
+            self.failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
 
     def _has_rehearsed(self, trainer: Any, reader: BatchReader, batch: Any) -> bool:
         """Tries the first batch, before a step: a setting that cannot work is reported, not passed over."""
@@ -330,7 +330,7 @@ class StiffnessMonitor(Callback):
         outcome = agreed(trainer, attempted(lambda: reader.rehearse(batch)))
         if isinstance(outcome, Exception):
             self._reader = None
-            self._failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
+            self.failures.report(outcome, trainer.global_step, isinstance(outcome, StiffnessError))
             return False
         reader.announce(self.name)
         return True
@@ -345,6 +345,6 @@ class StiffnessMonitor(Callback):
         epoch = epochs_completed(trainer, at_epoch_end)
         outcome = agreed(trainer, attempted(lambda: publisher.completed(reader.read(step, epoch))))
         if isinstance(outcome, Exception):
-            self._failures.report(outcome, step, at_start and isinstance(outcome, StiffnessError))
+            self.failures.report(outcome, step, at_start and isinstance(outcome, StiffnessError))
         elif outcome is not None:
             publisher.publish(outcome, at_epoch_end)

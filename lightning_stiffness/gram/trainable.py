@@ -28,10 +28,11 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
         )
     complex_ones = [name for name, parameter in named.items() if parameter.is_complex()]
     if complex_ones:
+        dtype = str(named[complex_ones[0]].dtype).removeprefix("torch.")
         raise StiffnessError(
-            f"All trainable parameters must be real; found {complex_ones[0]}, which is "
-            f"{str(named[complex_ones[0]].dtype).removeprefix('torch.')}. Hold it as nn.Parameter(torch.view_as_real(w)) "
-            "and use torch.view_as_complex of it in forward, which trains alike; or freeze it."
+            f"All trainable parameters must be real; found {complex_ones[0]}, which is {dtype}. Hold it as "
+            "nn.Parameter(torch.view_as_real(w)) and use torch.view_as_complex of it in forward, which trains alike; "
+            "or freeze it."
         )
     if is_sharded(module):
         raise StiffnessError(

@@ -228,3 +228,43 @@ def test_an_unexpected_failure_at_the_start_is_warned_of(at_start):
     assert run.current_epoch == 2
     assert len(monitor.history) == 0
     assert torch.equal(weights, weights_after(Classifier(), max_epochs=2)[1])
+
+
+class InTrainModeOnly(Classifier):
+    """Returns two outputs in train mode, as Inception does, and one in eval mode."""
+
+    def forward(self, x):
+        return (self.net(x), self.net(x)) if self.training else self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        first, second, *_ = self(batch[0])
+        return F.cross_entropy(first, batch[1]) + 0.4 * F.cross_entropy(second, batch[1])
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_a_step_for_train_mode_is_named_with_the_remedy_and_a_stopper_says_that_it_was_blind(at_start):
+    monitor = StiffnessMonitor(probe_size=15, at_start=at_start)
+    stopper = StiffnessEarlyStopping(source=monitor, criterion=StiffnessDrop())
+    with pytest.warns(UserWarning, match="could not be measured") as caught:
+        trainer([monitor, stopper]).fit(InTrainModeOnly(), loader())
+    messages = [str(warning.message) for warning in caught]
+    (failed,) = [message for message in messages if "could not be measured" in message and "eval mode" in message]
+    assert "stiffness_step" in failed
+    assert "loss=" in failed
+    (blind,) = [message for message in messages if "never judged" in message]
+    assert "no readings: Stiffness could not be measured at step 0" in blind
+    assert stopper.decision.reason in blind
+    assert not stopper.decision.stop
+
+
+def test_what_is_known_to_be_wrong_has_no_guess_beside_it():
+    with pytest.warns(UserWarning, match="finite") as caught:
+        weights_after(Diverges(), [StiffnessMonitor(probe_size=15, every_n_steps=2)], max_epochs=4)
+    assert not any("eval mode" in str(warning.message) for warning in caught)
+
+
+def test_a_stopper_whose_monitor_never_measures_says_so():
+    monitor = StiffnessMonitor(probe_size=15, at_start=False, every_n_epochs=0)
+    stopper = StiffnessEarlyStopping(source=monitor, criterion=StiffnessDrop())
+    with pytest.warns(UserWarning, match="never judged this run.*no measurement was due"):
+        trainer([monitor, stopper], max_epochs=1).fit(Classifier(), loader())
