@@ -1,7 +1,8 @@
 """The engine against plain autograd, and who is at fault when they disagree."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from lightning_stiffness.gram.modes import in_training_mode
 from lightning_stiffness.gram.products import Block, GramAccumulator
 from lightning_stiffness.gram.results import Gram
 from lightning_stiffness.gram.scale import unit_weights
+from lightning_stiffness.gram.unsteady import remedy
 
 # Of |g_i| |g_j|: float32 gradients of deep networks differ by 1e-5 to 1e-4 between batch sizes, faults by 1e-2 or more.
 TOLERANCE = 1e-3
@@ -104,7 +106,8 @@ class Check:
             losses = self._losses(samples)
             scale = scale_ratio(gram.losses[samples], losses.detach())
             if bool((scale != 1).any()):  # random, or divided by the number of samples
-                _require_repeatable(self.measurement.module, losses.detach(), self._losses(samples).detach())
+                again = self._losses(samples).detach()
+                _require_repeatable(self.measurement.module, losses.detach(), again, partial(self._losses, samples))
             gradient = gradients_of((losses * scale * weights[samples].to(losses)).sum(), self.measurement.parameters)
             total = gradient if total is None else [a + b for a, b in zip(total, gradient, strict=True)]
         assert total is not None
@@ -119,7 +122,9 @@ class Check:
         """
         measurement = self.measurement
         losses, again = measurement.losses_of(measurement.batch), measurement.losses_of(measurement.batch).detach()
-        _require_repeatable(measurement.module, losses.detach(), again)
+        _require_repeatable(
+            measurement.module, losses.detach(), again, partial(measurement.losses_of, measurement.batch)
+        )
         scaled = losses * scale_ratio(gram.losses, again)
         inside = [gradients_of(scaled[k], measurement.parameters, True) for k in chosen]
         for k, gradient in zip(chosen, inside, strict=True):
@@ -128,8 +133,9 @@ class Check:
                     "The loss of a sample must depend on that sample alone; the gradient of the loss of sample "
                     f"{k} changes when the other samples of the batch are taken away"
                     f"{in_training_mode(measurement.module)}. "
-                    "Losses that compare samples (contrastive, batch statistics) or add random noise have no "
-                    "per-sample gradient of their own: pass a loss with one value per sample, without noise."
+                    "Losses that compare samples (contrastive, batch statistics), add random noise or put samples in "
+                    "another order (sorting by length) have no gradients of the samples as they stand in the batch: "
+                    "pass a loss with one value per sample, in the order of the batch, without noise."
                 )
         return _close(_wide(gram.matrix)[chosen][:, chosen], _products(inside), self.tolerance)
 
@@ -263,12 +269,11 @@ def tolerance_of(tensors: Iterable[Tensor]) -> float:
     return max(TOLERANCE, ROUNDINGS * max(torch.finfo(tensor.dtype).eps for tensor in tensors))
 
 
-def _require_repeatable(module: nn.Module, losses: Tensor, again: Tensor) -> None:
+def _require_repeatable(module: nn.Module, losses: Tensor, again: Tensor, evaluate: Callable[[], object]) -> None:
     if not torch.allclose(again, losses, rtol=1e-4, atol=1e-7):
         raise StiffnessError(
             "The losses must be the same each time a batch is measured; two evaluations of the same batch differ "
-            f"by {(again - losses).abs().max():.1e}{in_training_mode(module)}. "
-            "Call module.eval() before measuring, or take the randomness out of the loss."
+            f"by {(again - losses).abs().max():.1e}{in_training_mode(module)}. {remedy(module, evaluate)}"
         )
 
 
