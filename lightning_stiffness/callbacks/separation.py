@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.graph import Node
 
@@ -132,6 +132,27 @@ def telling_samples(terms: Sequence[Term]) -> list[int]:
     everywhere = torch.stack([rows.any(dim=1) for rows in counted]).all(dim=0).nonzero().flatten().tolist()
     chosen = everywhere or list(range(size))
     return sorted({chosen[0], chosen[len(chosen) // 2], chosen[-1]})
+
+
+def is_reordered(terms: Sequence[Term], alone: Sequence[Sequence[Term]], tolerance: float) -> bool:
+    """Whether each row of values of a batch is that of one of its samples alone, but not in their order.
+
+    Args:
+        terms: Terms of the batch.
+        alone: Terms of batches of copies of one sample, for each sample of the batch.
+        tolerance: Largest relative difference between values that count as equal.
+    """
+    if any([one.width for one in single] != [term.width for term in terms] for single in alone):
+        return False
+    together = torch.cat([term.value_rows(True) for term in terms], 1)
+    single = torch.stack([torch.cat([one.value_rows(True)[0] for one in singles]) for singles in alone])
+    order, expected = _sorted(together), _sorted(single)
+    return not torch.equal(order, expected) and _equal(together[order], single[expected], tolerance)
+
+
+def _sorted(rows: Float[Tensor, "n t"]) -> Int[Tensor, "n"]:
+    """The order of the rows by their sums."""
+    return rows.detach().sum(dim=1).argsort(stable=True)
 
 
 def plan(terms: Sequence[Term], alone: Mapping[int, Sequence[Term]], tolerance: float) -> Plan:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import pickle
 import random
 from collections.abc import Mapping
 from typing import Any, Final
@@ -77,6 +78,19 @@ def _seed(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # before, a seed would stay for later
         torch.cuda.manual_seed_all(seed)
+
+
+def has_drawn(seed: int = 0) -> bool:
+    """Whether global random numbers were drawn since a run from this seed began; they start from it again then."""
+    drawn = _random_states()
+    _seed(seed)
+    return drawn != _random_states()
+
+
+def _random_states() -> tuple[object, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    others = (state.numpy().tobytes() for state in (torch.get_rng_state(), *cuda))
+    return random.getstate(), pickle.dumps(np.random.get_state()), *others  # noqa: NPY002
 
 
 def _loss_of(output: Any, size: int) -> Tensor:

@@ -18,6 +18,7 @@ from lightning_stiffness.callbacks.separation import (
     Plan,
     Term,
     cut,
+    is_reordered,
     join,
     plan,
     telling_samples,
@@ -28,6 +29,7 @@ from lightning_stiffness.callbacks.step_run import (
     alone,
     copies_of,
     described,
+    has_drawn,
     require_finite,
     require_gradient,
     require_usable,
@@ -36,6 +38,9 @@ from lightning_stiffness.callbacks.step_run import (
 from lightning_stiffness.errors import MixedSamplesError, StiffnessError
 from lightning_stiffness.targets import targets_of
 
+FEW = 8  # samples among which another order is looked for
+NOTICED = 1e-4  # relative difference of losses that rounding does not make, as a rule
+REORDERED = "it puts the samples in another order, such as by their lengths"
 Loss = Callable[[nn.Module, Any], Tensor]
 Targets = Callable[[Any], Tensor]
 
@@ -94,8 +99,8 @@ class TrainingStepLoss:
     as nearly always, a loss is also what the sample adds to it; else only its gradient is exact. With class weights or
     ``ignore_index`` the loss of a sample differs by a positive factor from what the sample gives alone.
 
-    This reading is tried on single samples first. Where it is wrong, as with a penalty on the weights, the training
-    step runs for one sample at a time from then on, which is exact by definition, but slower; a warning says so once.
+    This reading is tried on single samples first. Where it is wrong, as with a penalty on the weights, with noise, or
+    where the step sorts the samples, the training step runs for one sample at a time from then on, which is exact by definition, but slower; a warning says so once.
     A sample that is not counted in a mean, being ignored or of weight zero, adds zero to it, where PyTorch has 0 / 0
     for the sample alone.
 
@@ -150,8 +155,7 @@ class TrainingStepLoss:
         try:
             return self._split(pl_module, batch, size)
         except DifferentAloneError as difference:
-            _require_unmixed(pl_module, copies_of(batch, 0, COPIES), difference)
-            reason = "it draws random numbers, or changes with each call"
+            reason = _why_different(pl_module, batch, size, difference)
         except NotSeparableError as obstacle:
             reason = str(obstacle)
         self._runs_alone = True
@@ -174,11 +178,18 @@ class TrainingStepLoss:
         key = (terms[0].index, shape[1:]) if len(terms) == 1 and shape[0] == size else None
         if key in self._plans:
             return self._plans[key]
-        copies = COPIES if size > COPIES else COPIES + 1
         samples = telling_samples(terms)
+        if has_drawn() and not _is_same(pl_module, copies_of(batch, samples[0], COPIES), NOTICED):
+            raise NotSeparableError("it draws random numbers")
+        copies = COPIES if size > COPIES else COPIES + 1
         singles = {k: cut(watched_step(pl_module, copies_of(batch, k, copies), copies)) for k in samples}
-        found = plan(terms, singles, _tolerance(pl_module))
-        if key is not None and found.is_certain:
+        try:
+            found = plan(terms, singles, min(_tolerance(pl_module), NOTICED))
+        except DifferentAloneError:
+            if _is_reordered(pl_module, batch, size):
+                raise NotSeparableError(REORDERED) from None
+            found = plan(terms, singles, _tolerance(pl_module))
+        if key is not None and found.is_certain and size >= FEW:  # fewer may stand in order by chance
             self._plans[key] = found
         return found
 
@@ -235,15 +246,37 @@ def _stiffness_step(pl_module: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return result
 
 
-def _require_unmixed(pl_module: nn.Module, batch: Any, difference: DifferentAloneError) -> None:
-    """Raises where the difference cannot come from random numbers, or from what changes with each call."""
-    runs = [watched_step(pl_module, batch, COPIES, seed).reduced for seed in (0, 1)]
-    same = all(torch.allclose(one, other, rtol=_tolerance(pl_module)) for one, other in zip(*runs, strict=True))
-    if same:
+def _why_different(pl_module: nn.Module, batch: Any, size: int, difference: DifferentAloneError) -> str:
+    """Why samples alone give other losses than in a batch, where they may be run alone all the same.
+
+    Raises:
+        MixedSamplesError: The difference cannot come from random numbers, or from what changes with each call.
+    """
+    if _is_same(pl_module, copies_of(batch, 0, COPIES), _tolerance(pl_module)):
         raise MixedSamplesError(
             f"The loss of a sample must not depend on the other samples of the batch; found that {difference}. A loss "
             f"that compares samples (contrastive, batch statistics, mixup) has no per-sample gradients. {REMEDY}"
         )
+    return "it draws random numbers, or changes with each call"
+
+
+def _is_same(pl_module: nn.Module, batch: Any, tolerance: float) -> bool:
+    """Whether two runs from other random numbers give the same values."""
+    runs = [watched_step(pl_module, batch, batch_size(batch), seed).reduced for seed in (0, 1)]
+    return all(torch.allclose(one, other, rtol=tolerance) for one, other in zip(*runs, strict=True))
+
+
+def _is_reordered(pl_module: nn.Module, batch: Any, size: int) -> bool:
+    """Whether a few samples have the same values alone and together, but together in another order."""
+    few = min(size, FEW)
+    chosen = take(batch, [sample * size // few for sample in range(few)], size)
+    copies = COPIES if few > COPIES else COPIES + 1
+    try:
+        together = cut(watched_step(pl_module, chosen, few))
+        alone = [cut(watched_step(pl_module, copies_of(chosen, k, copies), copies)) for k in range(few)]
+    except NotSeparableError:
+        return False
+    return is_reordered(together, alone, NOTICED)
 
 
 def _tolerance(pl_module: nn.Module) -> float:

@@ -81,6 +81,32 @@ class SameNoiseForAll(Net):
         return F.cross_entropy(self(x + 0.1 * torch.randn_like(x)), y)
 
 
+@one_by_one()
+class LittleNoise(Net):
+    """So little that the losses seem to be the same."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x + 1e-2 * torch.randn_like(x)), y)
+
+
+@one_by_one()
+class SortedByLength(Net):
+    """As for packed sequences."""
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        order = x.square().sum(dim=1).argsort(descending=True)
+        return F.cross_entropy(self(x[order]), y[order])
+
+
+@one_by_one(token_batch)
+class SortedTokens(Tokens):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self(x.flip(0)).transpose(1, 2), y.flip(0))
+
+
 @one_by_one(token_batch)
 class PackedTokens(Tokens):
     """Nine values of six samples' eighteen, or twelve, are dropped: sometimes a multiple of the samples remains."""

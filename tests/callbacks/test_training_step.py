@@ -13,6 +13,7 @@ from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.loss_head import double_precision_loss_heads
 from tests.callbacks.step_oracle import gradients, prepared
 from tests.callbacks.step_zoo import CLASSES, FEATURES, Net, plain_batch
+from tests.callbacks.step_zoo_slow import LittleNoise, SortedByLength
 
 
 def test_what_was_tried_once_is_remembered():
@@ -25,9 +26,21 @@ def test_what_was_tried_once_is_remembered():
 
     module, loss = prepared(Counting), TrainingStepLoss()
     with measuring(module):
-        for n in (6, 5):
+        for n in (5, 8, 5):
             loss(module, plain_batch(n))
-    assert Counting.sizes == (6, 2, 2, 2, 5)
+    assert Counting.sizes == (5, 2, 2, 2, 8, 2, 2, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [(LittleNoise, "it draws random numbers"), (SortedByLength, "it puts the samples in another order")],
+)
+@pytest.mark.parametrize("n", [5, 30])
+def test_why_samples_run_one_by_one(kind, reason, n):
+    module = prepared(kind, torch.float32)
+    x, y = plain_batch(n)
+    with measuring(module), pytest.warns(UserWarning, match=f"{reason}.*one sample at a time"):
+        TrainingStepLoss()(module, (x.float(), y))
 
 
 def fitted_net(scale: float, x: Tensor) -> tuple[Net, Net, Tensor]:
