@@ -1,6 +1,6 @@
 """Batches of any make: how many samples they hold, some of their samples, several batches as one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,9 @@ def batch_size(batch: object) -> int:
     """Number of samples of a batch: the leading size of the first tensor in it that has a dimension.
 
     Mappings, sequences and dataclasses are searched in their own order, depth first. Tensors without a dimension, and
-    tensors of another leading size further on (class weights, a shared mask), are allowed.
+    tensors of another leading size further on (class weights, a shared mask), are allowed. Where the first tensor is in
+    a list of tensors, such as sequences of unequal length, the entries of that list are counted instead if the rest of
+    the batch has as many rows, and none as many as the first tensor.
 
     Args:
         batch: What a data loader yields.
@@ -33,14 +35,51 @@ def batch_size(batch: object) -> int:
     >>> import torch
     >>> batch_size({"input_ids": torch.zeros(4, 7), "temperature": torch.tensor(1.0)})
     4
+    >>> batch_size(([torch.zeros(5), torch.zeros(7), torch.zeros(6)], torch.tensor([0, 1, 0])))
+    3
     """
     for tensor in structure.tensors(batch):
         if tensor.ndim > 0:
-            return tensor.size(0)
+            return _entries_around(tensor, batch) or tensor.size(0)
     raise StiffnessError(
         f"A batch must hold a tensor whose first dimension counts the samples; found {structure.describe(batch)}. "
         "Return tensors from the collate function (torch.as_tensor converts arrays)."
     )
+
+
+def _entries_around(tensor: Tensor, batch: object) -> int | None:
+    """The length of the list that holds a tensor, where the rest of the batch says that it has an entry per sample."""
+    holder = _holder_of(tensor, batch)
+    if holder is None or len(holder) == tensor.size(0) or not all(isinstance(entry, Tensor) for entry in holder):
+        return None
+    others = set(_lengths(batch, holder))
+    return len(holder) if len(holder) in others and tensor.size(0) not in others else None
+
+
+def _holder_of(tensor: Tensor, value: object) -> list[Any] | tuple[Any, ...] | None:
+    """The list in which a tensor is."""
+    if isinstance(value, Tensor) or not structure.is_container(value):
+        return None
+    inside = [part for _, part in structure.parts(value)]
+    if any(part is tensor for part in inside):
+        return value if isinstance(value, list | tuple) and not structure.is_named_tuple(value) else None
+    return next((found for part in inside if (found := _holder_of(tensor, part)) is not None), None)
+
+
+def _lengths(value: object, without: object) -> Iterator[int]:
+    """The leading sizes of tensors and arrays, and the lengths of lists of plain values."""
+    if isinstance(value, Tensor | np.ndarray):
+        yield from value.shape[:1]
+    elif value is not without and structure.is_container(value):
+        inside = [part for _, part in structure.parts(value)]
+        if isinstance(value, list | tuple) and not any(_has_parts(part) for part in inside):
+            yield len(inside)
+        for part in inside:
+            yield from _lengths(part, without)
+
+
+def _has_parts(value: object) -> bool:
+    return isinstance(value, Tensor | np.ndarray) or structure.is_container(value)
 
 
 def take(batch: Batch, indices: Tensor | Sequence[int] | slice, size: int | None = None) -> Batch:

@@ -16,6 +16,16 @@ from lightning_stiffness.errors import StiffnessError
 TARGET_NAMES: Final = ("labels", "label", "targets", "target", "y")
 
 
+_OTHER_LENGTH: Final = (
+    "The first tensor of a batch counts its samples: they must come first in each tensor (batch_first=True), or be "
+    "entries of a list, beside labels of the same number."
+)
+_NO_LABELS: Final = (
+    "Regression values, soft, one-hot and multi-label targets are not class labels: "
+    "pass targets=, a callable batch -> [n] integers."
+)
+
+
 def targets_of(batch: object) -> Int[Tensor, "n"]:
     """Class targets of a batch, on the device where they are: what is named labels, label, targets, target or y.
 
@@ -61,8 +71,7 @@ def as_class_targets(found: object, size: int) -> Int[Tensor, "n"]:
     if targets is None or targets.shape != (size,) or targets.is_floating_point() or targets.is_complex():
         raise StiffnessError(
             f"Class targets must be {size} integers, one for each sample; found {structure.describe(found)}. "
-            "Regression values, soft, one-hot and multi-label targets are not class labels: "
-            "pass targets=, a callable batch -> [n] integers."
+            + (_OTHER_LENGTH if _are_labels(targets) else _NO_LABELS)
         )
     return targets.detach().long()
 
@@ -128,6 +137,10 @@ def with_targets(batch: Any, labels: Int[Tensor, "n"]) -> Any:
     as_class_targets(dict(structure.parts(batch))[place], batch_size(batch))
     changed = {key: _alike(labels, part) if key == place else part for key, part in structure.parts(batch)}
     return structure.rebuilt(batch, changed)
+
+
+def _are_labels(targets: Tensor | None) -> bool:
+    return targets is not None and targets.ndim == 1 and not (targets.is_floating_point() or targets.is_complex())
 
 
 def _alike(labels: Tensor, part: Any) -> Any:

@@ -122,6 +122,38 @@ def test_join_puts_a_cut_batch_together_again(kind, cuts):
     assert flat(joined) == flat(batch)
 
 
+SEQUENCES = [torch.full((length, 2), float(length)) for length in (5, 7, 6)]
+LABELS = torch.tensor([0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        ((SEQUENCES, LABELS), 3),
+        ({"sequences": SEQUENCES, "labels": LABELS}, 3),
+        ([[SEQUENCES, LABELS]], 3),
+        ((SEQUENCES, [0, 1, 0]), 3),
+        ((SEQUENCES, np.array([0, 1, 0])), 3),
+        ((SEQUENCES[:1], LABELS[:1]), 1),
+        (([LABELS, LABELS], LABELS), 3),  # two views of three samples
+        (([LABELS, LABELS], LABELS, torch.ones(2)), 3),  # and class weights
+        ([SEQUENCES[0], torch.ones(5)], 5),
+        (SEQUENCES, 5),
+        (Pair(SEQUENCES[0], LABELS), 5),
+    ],
+)
+def test_lists_of_tensors_have_an_entry_per_sample_where_the_rest_of_the_batch_says_so(batch, size):
+    assert batch_size(batch) == size
+
+
+def test_sequences_of_unequal_length_are_taken_and_joined():
+    batch = {"sequences": SEQUENCES, "labels": LABELS}
+    taken = take(batch, [2, 0])
+    assert [len(one) for one in taken["sequences"]] == [6, 5]
+    assert taken["labels"].tolist() == [0, 0]
+    assert flat(join([take(batch, [0]), take(batch, [1, 2])])) == flat(batch)
+
+
 def test_a_sample_taken_twice_comes_twice_and_negative_positions_count_from_the_end():
     assert take(torch.tensor([5, 6, 7]), [0, 0, -1]).tolist() == [5, 5, 7]
 

@@ -75,7 +75,6 @@ def test_read_only_arrays_are_read_without_a_warning():
         torch.tensor([0.0, 1.0, 2.0]),
         torch.eye(3),
         torch.eye(3, dtype=torch.int64),
-        torch.tensor([0, 1]),
         torch.tensor(1),
         ["a", "b", "c"],
         np.array(["a", "b", "c"]),
@@ -88,6 +87,11 @@ def test_read_only_arrays_are_read_without_a_warning():
 def test_what_is_no_class_label_is_refused(targets):
     with pytest.raises(StiffnessError, match=r"3 integers, one for each sample; found .*soft.*pass targets="):
         targets_of((X, targets))
+
+
+def test_labels_of_another_number_than_the_first_tensor_has_rows():
+    with pytest.raises(StiffnessError, match=r"must be 7 integers.*found int64 tensor \[3\].*batch_first=True"):
+        targets_of((torch.zeros(7, 3, 2), torch.tensor([0, 1, 0])))
 
 
 @pytest.mark.parametrize("batch", [X, (X,), {"x": X, "z": Y}, [X]], ids=repr)

@@ -100,9 +100,9 @@ class TrainingStepLoss:
     ``ignore_index`` the loss of a sample differs by a positive factor from what the sample gives alone.
 
     This reading is tried on single samples first. Where it is wrong, as with a penalty on the weights, with noise, or
-    where the step sorts the samples, the training step runs for one sample at a time from then on, which is exact by definition, but slower; a warning says so once.
-    A sample that is not counted in a mean, being ignored or of weight zero, adds zero to it, where PyTorch has 0 / 0
-    for the sample alone.
+    where the step sorts the samples, the training step runs for one sample at a time from then on, which is exact by
+    definition, but slower; a warning says so once. A sample that is not counted in a mean, being ignored or of weight
+    zero, adds zero to it, where PyTorch has 0 / 0 for the sample alone.
 
     Global random numbers start from the same seed in each run, so that a sample meets the same ones again; the states
     are put back. Use an instance for one module only: it remembers what was tried.

@@ -81,6 +81,11 @@ class LossSource:
                 self._precision = precision
                 return losses
         assert failure is not None
+        if "offsets[0] has to be 0" in str(failure):
+            raise StiffnessError(
+                "A batch must be indexable by sample; found offsets into the tokens of all samples (EmbeddingBag), "
+                "which fit the whole batch alone. Pass padded tokens [n, t] to nn.EmbeddingBag(..., padding_idx=)."
+            ) from failure
         raise failure
 
 

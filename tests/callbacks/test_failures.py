@@ -71,6 +71,24 @@ class Frozen(Classifier):
         self.other.requires_grad_(False)
 
 
+class Bags(Classifier):
+    """Tokens of all samples in one tensor, as in torch's tutorial on text."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag = torch.nn.EmbeddingBag(5, 8)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(self.bag(batch["text"], batch["offsets"])), batch["labels"])
+
+
+def bags(samples):
+    y = [label for _, label in samples]
+    lengths = torch.tensor([2 + int(label) for label in y])
+    offsets = lengths.cumsum(0) - lengths
+    return {"labels": torch.stack(y), "text": torch.arange(int(lengths.sum())) % 5, "offsets": offsets}
+
+
 class Stream(IterableDataset):
     def __init__(self, n):
         self.n = n
@@ -88,6 +106,7 @@ NOT_MEASURABLE = {
     "contrastive": (Contrastive, dataset(X, Y), "contrastive"),
     "short stream": (Classifier, DataLoader(Stream(2), batch_size=1), "two samples"),
     "frozen": (Frozen, dataset(X, Y), "frozen|no trainable parameter"),
+    "offsets": (Bags, DataLoader(TensorDataset(X, Y), batch_size=10, collate_fn=bags), "EmbeddingBag.*padded tokens"),
     "negative labels": (Classifier, dataset(X, torch.where(Y == 0, -100, Y)), "-100 to 2"),
     "one sample a class": (Classifier, dataset(X[:3], Y[:3]), "two samples"),
 }

@@ -67,6 +67,23 @@ def test_the_form_of_the_step_does_not_matter(kind):
     assert_equal_to_plain(kind())
 
 
+class Sequences(Classifier):
+    """Gets a list with one tensor for each sample, of unequal lengths."""
+
+    def training_step(self, batch, batch_idx):
+        sequences, y = batch
+        return F.cross_entropy(self(torch.stack([one.mean(0) for one in sequences])), y)
+
+
+def as_sequences(samples):
+    x, y = zip(*samples, strict=True)
+    return [one.repeat(2 + int(label), 1) for one, label in zip(x, y, strict=True)], torch.stack(y)
+
+
+def test_a_list_of_sequences_beside_their_labels():
+    assert_equal_to_plain(Sequences(), data=loader(shuffle=False, collate_fn=as_sequences))
+
+
 def each(module, batch, ignored=0):
     return F.cross_entropy(module(batch[0]), batch[1], reduction="none", ignore_index=ignored)
 
