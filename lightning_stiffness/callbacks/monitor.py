@@ -62,7 +62,7 @@ class StiffnessMonitor(Callback):
 
     Args:
         every_n_epochs: Measure at the end of every n-th training epoch; 0 for never.
-        every_n_steps: Measure before every n-th optimizer step, too; 0 for never.
+        every_n_steps: Measure before every n-th `trainer.global_step` (each optimizer counts), too; 0 for never.
         at_start: Measure before training, too: the class matrix of the untrained network. Not with `probe="batch"`.
         mode: "train" compares training samples, "val" validation samples, "cross" each training with each validation
             sample.

@@ -147,9 +147,20 @@ def _require_unchanged(module: nn.Module, versions: dict[str, int]) -> None:
     if changed:
         raise StiffnessError(
             f"A training step that is measured must leave the parameters as they are; it changed {changed[0]!r} in "
-            "place. Move that to a hook such as on_before_zero_grad, or define "
-            "`stiffness_step(self, batch) -> (losses [n], targets [n])` without it."
+            f"place. {_remedy(module, changed[0])}"
         )
+
+
+def _remedy(module: nn.Module, name: str) -> str:
+    if getattr(module.get_submodule(name.rpartition(".")[0]), "max_norm", None) is not None:
+        return (
+            "An embedding with max_norm= does that in its forward pass: leave max_norm out, and in the hook "
+            "on_train_batch_end call `weight.data.renorm_(2, 0, max_norm)` instead."
+        )
+    return (
+        "Move that to a hook such as on_before_zero_grad, or define "
+        "`stiffness_step(self, batch) -> (losses [n], targets [n])` without it."
+    )
 
 
 def _snapshot(modules: Iterable[nn.Module]) -> Callable[[], None]:

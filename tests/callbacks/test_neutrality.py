@@ -162,6 +162,13 @@ def test_parameters_changed_in_place_are_reported():
         normalise()
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_an_embedding_that_renormalises_its_weight_is_named_with_what_to_do(kind):
+    module = nn.Sequential(kind(4, 3, max_norm=0.1))
+    with pytest.raises(StiffnessError, match=r"'0\.weight' in place.*leave max_norm out.*renorm_"), measuring(module):
+        module(torch.tensor([[0, 1]]))
+
+
 def test_compiled_functions_run_uncompiled():
     ran = []
 
