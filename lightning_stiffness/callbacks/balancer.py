@@ -12,7 +12,8 @@ from typing_extensions import override
 from lightning_stiffness.batching import batch_size
 from lightning_stiffness.callbacks.agreement import attempted
 from lightning_stiffness.callbacks.balance_observing import ObservedBalancing
-from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels, smoothing_of
+from lightning_stiffness.callbacks.balancing_backward import BalancingOfLosses
+from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels
 from lightning_stiffness.callbacks.balancing_head import classifier_of
 from lightning_stiffness.callbacks.balancing_loader import LoaderExchange, known_counts, known_frequencies
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics, absorption
@@ -21,7 +22,7 @@ from lightning_stiffness.callbacks.namespace import require_same_namespace
 from lightning_stiffness.callbacks.progress import planned_batches
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_rates import power_rates, require_counts
-from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies, training_logit_adjustment
+from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies
 from lightning_stiffness.functional.smoothed_labels import require_smoothing
 from lightning_stiffness.sampling import Rates, generator_of
 from lightning_stiffness.targets import as_class_targets, targets_of
@@ -29,7 +30,7 @@ from lightning_stiffness.targets import as_class_targets, targets_of
 _BATCHES_OF_A_STREAM: Final = 100  # warm-up where nobody knows how long training lasts
 
 
-class ClassGroupingBalancer(ObservedBalancing):
+class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
     """Trains a classifier for balanced accuracy: each class counts the same, however few samples it has.
 
     Three parts, each of which can be switched off, and a fourth that can be switched on:
@@ -58,11 +59,15 @@ class ClassGroupingBalancer(ObservedBalancing):
 
     Mixed inputs (mixup, CutMix): with labels mixed inside the training step, `shift` and `smoothing` would take mixed
     samples for those of the batch's labels; switch them off. The other parts remain right, since log q_c is a part of
-    the softmax that both labels are compared with. Loss: a cross entropy, with any weights and reduction; for another
-    one switch `logits` and `smoothing` off. One that smooths labels itself is seen if it is a `CrossEntropyLoss` of
-    the module, and not smoothed again; take it out of a function. Gradient accumulation, mixed precision,
-    DDP, FSDP2 and torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels
-    ([n, t, c]) do not.
+    the softmax that both labels are compared with. Loss: a softmax cross entropy with any reduction; for another one
+    switch `logits` and `smoothing` off. Smoothing and class weights of its own (log q_c becomes log q_c w_c) are seen
+    in a `CrossEntropyLoss` that the module holds; take them out of functions. The first loss is looked at: where it is
+    computed of other logits than those of the layer found, an error says so (a warning, if you have named the layer).
+
+    A head that is called several times in a step gets log q_c each time; the batch's labels are taken to be those of
+    the first call with gradients (after each backward pass anew), which alone is smoothed and shifted. Gradient
+    accumulation, mixed precision, DDP, FSDP2 and torch.compile work (without `fullgraph`, since the hooks run
+    uncompiled). Heads for tokens or pixels ([n, t, c]) do not. `torch.jit.script` cannot be called while training.
 
     Under DDP each process draws its own part of a pass; class means are pooled at the end of each epoch.
 
@@ -143,8 +148,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         self._drawn = torch.zeros(0, dtype=torch.float64)
         self._statistics: ClassStatistics | None = None
         self._exchange: LoaderExchange | None = None
-        self._head: BalancedClassifier | None = None
-        self._batches, self._first_shift, self._own_smoothing = 0, 0.0, 0.0
+        self._batches, self._first_shift = 0, 0.0
 
     @property
     def frequencies(self) -> Float[Tensor, "c"] | None:
@@ -160,15 +164,6 @@ class ClassGroupingBalancer(ObservedBalancing):
     def sizes(self) -> Float[Tensor, "c"]:
         """Samples of each class; where nobody knows, of those drawn so far. Empty until training starts."""
         return self._drawn if self.counts is None else self.counts.double()
-
-    @property
-    @override
-    def offsets(self) -> Float[Tensor, "c"] | None:
-        """What is added to the logits in training; None for nothing, and until training starts."""
-        drawn = self.frequencies
-        if drawn is None or not self.logits:
-            return None
-        return training_logit_adjustment(drawn, smoothing=self._own_smoothing or self.smoothing)
 
     @property
     def absorption(self) -> Float[Tensor, "c c"] | None:
@@ -200,7 +195,8 @@ class ClassGroupingBalancer(ObservedBalancing):
                 "Class frequencies must be known, found none before training. Call fit first, or load a state."
             )
         wanted = drawn if self.counts is None else self.counts.double()
-        return probabilities_under_frequencies(logits, torch.ones_like(drawn) if self.logits else drawn, wanted)
+        trained = torch.ones_like(drawn) if self.logits else self.met(drawn)
+        return probabilities_under_frequencies(logits, trained, wanted)
 
     @override
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -219,7 +215,6 @@ class ClassGroupingBalancer(ObservedBalancing):
         acts = self.logits or self.shift or self.smoothing > 0
         if not (self.sampling or acts):
             return
-        self._own_smoothing = smoothing_of(pl_module)
         found = known_counts(trainer, self._number()) if self.targets is None else None
         number = self._number() or (None if found is None else len(found))
         if not acts:
@@ -232,16 +227,18 @@ class ClassGroupingBalancer(ObservedBalancing):
         name, layer = classifier_of(pl_module, number, self.classifier)
         size = outputs_of(name, layer, number)
         self._begin(trainer, agreed_counts(found, self._given, size), size)
-        self._head = BalancedClassifier(name, layer, size, self._statistics)
+        self.look_at_losses(pl_module)
+        self._head = BalancedClassifier(name, layer, size, self._statistics, self.classifier is not None)
         length = planned_batches(trainer)
         self._first_shift = self.warmup * length if length < math.inf else _BATCHES_OF_A_STREAM
         self.observe(trainer, pl_module, layer)
 
     @override
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """A sampler may have other rates in each epoch."""
+        """A sampler may have other rates in each epoch, and the loss other weights."""
         if len(self._drawn):
             self._known = known_frequencies(trainer, self.counts)
+            self.look_at_losses(pl_module)
 
     @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -321,7 +318,7 @@ class ClassGroupingBalancer(ObservedBalancing):
         return self._statistics if self._head is None else self._head.statistics
 
     def _step(self, labels: Tensor | None, rank: int) -> Step:
-        smoothing = 0.0 if self._own_smoothing else self.smoothing
+        smoothing = 0.0 if self.losses.smoothing else self.smoothing
         if labels is None or not (self.shift or smoothing):
             return Step(self.offsets)
         if not self.shift:

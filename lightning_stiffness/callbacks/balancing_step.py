@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_stiffness.callbacks.balancing_head import HeadHooks, matrix_of
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics
+from lightning_stiffness.callbacks.loss_check import LogitsCheck
 from lightning_stiffness.callbacks.namespace import rank_zero_warn
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.smoothed_labels import smoothed_label_logits
@@ -61,16 +62,20 @@ class BalancedClassifier:
         layer: The layer.
         num_classes: Number c of classes.
         statistics: Class means of before, or None.
+        is_named: Whether the user has named it.
 
     Attributes:
         statistics: Class means; None until the first step that asks for them.
     """
 
-    def __init__(self, name: str, layer: nn.Module, num_classes: int, statistics: ClassStatistics | None) -> None:
+    def __init__(
+        self, name: str, layer: nn.Module, num_classes: int, statistics: ClassStatistics | None, is_named: bool = False
+    ) -> None:
         self.name, self.statistics = name, statistics
         self._layer, self._num_classes = layer, num_classes
         self._step: Step | None = None
         self._was_called = self._has_warned = False
+        self._check = LogitsCheck(name, is_named)
         self._hooks = HeadHooks(layer, self._before, self._after, name)
 
     def begin(self, step: Step) -> None:
@@ -87,6 +92,7 @@ class BalancedClassifier:
             StiffnessError: It was never called.
         """
         step, self._step = self._step, None
+        self._check.end()
         self._was_called |= step is not None and step.calls > 0
         if is_called and not self._was_called:
             raise StiffnessError(
@@ -98,6 +104,19 @@ class BalancedClassifier:
         """Takes the hooks off the layer."""
         self._step = None
         self._hooks.remove()
+
+    def before_backward(self, loss: Any, weight: Tensor | None) -> None:
+        """Looks at the first loss.
+
+        Args:
+            loss: The loss.
+            weight: The class weights that are known of, or None.
+
+        Raises:
+            StiffnessError: As `LogitsCheck.look`.
+        """
+        if self._step is not None:
+            self._check.look(loss, weight)
 
     def after_backward(self) -> None:
         """The next call may be of the batch's samples again: a closure, or the second pass of SAM."""
@@ -168,6 +187,8 @@ class BalancedClassifier:
         final = logits if step.offsets is None else logits + step.offsets.to(logits)
         if step.smoothing and step.is_labelled and step.labels is not None:
             final = smoothed_label_logits(final, step.labels.to(logits.device), step.smoothing)
+        if step.offsets is not None or step.smoothing:
+            self._check.saw(final)
         return final
 
     def _shift(self, step: Step, features: Tensor) -> Tensor:

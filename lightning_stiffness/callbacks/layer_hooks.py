@@ -30,7 +30,8 @@ class LayerHook:
     def __init__(self, layer: nn.Module, work: Callable[..., Any]) -> None:
         self._layer, self._work = weakref.ref(layer), work
 
-    @torch.compiler.disable  # it may count and remember, which must not become a part of compiled code
+    # It may count and remember, which must not become a part of compiled code.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, layer: nn.Module, *values: Any) -> Any:
         """What the work makes of the layer's call; None, for no change, on any other layer."""
         return self._work(layer, *values) if layer is self._layer() else None

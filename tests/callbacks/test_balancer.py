@@ -245,7 +245,8 @@ def test_probabilities_for_the_natural_frequencies():
     assert torch.allclose(balancer.natural_probabilities(logits), expected, atol=1e-6)
     sampled = ClassGroupingBalancer(shift=False, logits=False)
     fit(sampled, max_epochs=1)
-    expected = (logits + (COUNTS / 50).log() - sampled.frequencies.log()).softmax(1)
+    met = 0.9 * sampled.frequencies + 0.1 / 3  # with smoothed labels
+    expected = (logits + (COUNTS / 50).log() - met.log()).softmax(1)
     assert torch.allclose(sampled.natural_probabilities(logits), expected.float(), atol=1e-6)
     with pytest.raises(StiffnessError, match="Call fit first"):
         ClassGroupingBalancer().natural_probabilities(logits)
@@ -438,7 +439,7 @@ def soft():
         (lambda: Classifier(5), data, {"classifier": "net.2"}, "found 0 of classes 3, 4"),
         (Functional, data, {}, "'net.2' must be called in its training mode by training_step, found no call"),
         (Positions, data, {}, r"must be a matrix with a row for each sample, found shape \[10, 4, 12\]"),
-        (Positions, data, {"shift": False}, r"must be a matrix with a row for each sample, found shape \[10, 4, 12\]"),
+        (Positions, data, {"shift": False}, r"must be a matrix with a row for each sample, found shape \[10, 4, 3\]"),
         (Views, data, {}, "each of the 10 labels of the batch, found 20 rows"),
         (Classifier, lambda: labelled([0] * 30 + [2] * 10), {}, "found 0 of class 1"),
         (Classifier, lambda: labelled([0] * 30), {}, "at least two classes"),
@@ -446,7 +447,7 @@ def soft():
         (Classifier, lambda: labelled([0, 1, 2, 3] * 9), {"num_classes": 3}, r"in \[0, 3\), found 0 to 3"),
         (Classifier, data, {"counts": [29, 15, 6]}, r"found \[29, 15, 6\] given and \[30, 15, 5\] in the dataset"),
         (Classifier, data, {"counts": [30, 20]}, "Class labels must lie in"),
-        (Classifier, lambda: DataLoader(Stream(), 10), {}, "with an output for each class; found 0 of 2"),
+        (Classifier, lambda: DataLoader(Stream(), 10), {}, "must be known to find the classifier"),
         (Classifier, soft, {"num_classes": 3}, "must be 10 integers"),
     ],
 )
@@ -481,6 +482,114 @@ def test_labels_may_be_read_by_the_user():
     balancer = ClassGroupingBalancer(targets=lambda batch: batch[2], num_classes=3)
     fit(balancer, Triple(), train, max_epochs=1)
     assert torch.allclose(balancer.frequencies, (COUNTS + 1).double() / 53)
+
+
+class Weighted(Classifier):
+    """A head that knows nothing of its input, under a loss with class weights."""
+
+    def __init__(self, weight=(1.0, 3.0, 9.0), smoothing=0.0, by_function=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 3))
+        self.weight = torch.tensor(weight)
+        self.loss = None if by_function else nn.CrossEntropyLoss(self.weight, label_smoothing=smoothing)
+
+    def training_step(self, batch, batch_idx):
+        logits = self(0 * batch[0])
+        return F.cross_entropy(logits, batch[1], self.weight) if self.loss is None else self.loss(logits, batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.0}, {"logits": False}])
+@pytest.mark.parametrize("own", [0.0, 0.2])
+def test_probabilities_of_a_network_without_features_are_the_class_frequencies(options, own):
+    """Whatever is weighed and smoothed by whom; and the logits are those of equal frequencies, if they are adjusted."""
+    balancer = ClassGroupingBalancer(sampling=False, shift=False, **options)
+    module = fit(balancer, Weighted(smoothing=own), data(batch_size=50, shuffle=False), max_epochs=120)[0].eval()
+    logits = module(torch.zeros(1, FEATURES)).detach()
+    assert torch.allclose(balancer.natural_probabilities(logits), COUNTS / 50, atol=2e-3)
+    if balancer.logits:
+        assert torch.allclose(logits.softmax(1), torch.full((1, 3), 1 / 3), atol=2e-3)
+
+
+def test_weights_of_a_function_are_seen_too_late():
+    with pytest.warns(UserWarning, match=r"found \[0.231, 0.692, 2.077\] in the loss and none in the module"):
+        fit(ClassGroupingBalancer(shift=False), Weighted(by_function=True))
+
+
+def test_a_class_that_is_never_drawn():
+    rates = torch.tensor([0.5, 0.5, 0.0])
+    balancer = ClassGroupingBalancer(rates=rates, shift=False)
+    fit(balancer)
+    assert balancer.offsets.exp().tolist() == pytest.approx([0.45 + 0.1 / 3] * 2 + [0.1 / 3])
+    with pytest.raises(StiffnessError, match="never met has no finite offset"):
+        fit(ClassGroupingBalancer(rates=rates, shift=False, smoothing=0.0))
+
+
+class Cosine(nn.Module):
+    """A head that is no Linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+
+    def forward(self, x):
+        return 5 * F.normalize(x, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+class Hidden(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 3), nn.Tanh(), Cosine())
+
+
+class Binary(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 2), nn.Tanh(), nn.Linear(2, 1))
+
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].float())
+
+
+@pytest.mark.parametrize(
+    ("module", "train", "found"),
+    [
+        (Hidden, data, "'net.0' must be the logits .* softmax is computed of others"),
+        (Binary, lambda: labelled([0] * 30 + [1] * 10), "'net.0' must be the logits .* binary cross entropy"),
+    ],
+)
+def test_a_layer_that_makes_no_logits(module, train, found):
+    module = module()
+    with pytest.raises(StiffnessError, match=found):
+        fit(ClassGroupingBalancer(), module, train())
+    assert not module.net[0]._forward_hooks
+    with pytest.warns(UserWarning, match=found):
+        fit(ClassGroupingBalancer(classifier="net.0"), module, train())
+    fit(ClassGroupingBalancer(logits=False, smoothing=0.0), module, train())
+
+
+def test_a_head_of_another_kind_is_named():
+    fit(ClassGroupingBalancer(classifier="net.2"), Hidden())
+
+
+class Perturbed(Manual):
+    """Sharpness-aware minimisation: the gradient that counts is that of a second pass."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer, seen = self.optimizers(), []
+        for _ in range(2):
+            logits = self(batch[0])
+            seen.append(logits.detach())
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(logits, batch[1]))
+        optimizer.step()
+        assert torch.equal(*seen)
+
+
+def test_each_pass_of_a_step_with_several_is_smoothed():
+    trainer([ClassGroupingBalancer(smoothing=0.3)]).fit(Perturbed(), data())
 
 
 def test_it_is_quiet_on_balanced_data():
