@@ -163,9 +163,11 @@ class BalanceObserver:
 
     def _report(self, cause: Exception) -> None:
         if not self._has_warned:
+            foreign = [name for name in ("probe=", "loss=") if name in str(cause).replace("`", "")]
+            note = f" A {' or '.join(foreign)} can be given to a StiffnessMonitor only." if foreign else ""
             rank_zero_warn(
                 f"How the network treats its classes could not be measured at step {self._trainer.global_step} "
-                f"({type(cause).__name__}: {cause}). Training goes on; later failures are not reported. Pass "
+                f"({type(cause).__name__}: {cause}).{note} Training goes on; later failures are not reported. Pass "
                 "max_readings=0 to measure nothing."
             )
         self._has_warned = True

@@ -1,6 +1,7 @@
 """A fit with a balancer: what it changes in training, what it leaves alone, what it says where it cannot work."""
 
 import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -79,6 +80,20 @@ def test_hooks_are_gone_afterwards():
     assert not module.net[-1]._forward_hooks
     assert not module.net[-1]._forward_pre_hooks
     assert "process_dataloader" not in vars(run.strategy)
+
+
+def test_copies_that_are_made_meanwhile_are_plain():
+    class Copies(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.made = [copy.deepcopy(pl_module.net), pickle.loads(pickle.dumps(pl_module.net))]
+            for made in self.made:
+                assert torch.allclose(made(batch[0]), pl_module.net.eval()(batch[0]))
+            pl_module.net.train()
+
+    copies = Copies()
+    fit(ClassGroupingBalancer(), callbacks=[copies])
+    for made in copies.made:
+        assert b"stiffness" not in pickle.dumps(made)
 
 
 def test_hooks_are_gone_after_an_exception():
@@ -381,6 +396,24 @@ def test_compiled_modules():
     compiled = fit(ClassGroupingBalancer(warmup=0), module)[0]
     for first, second in zip(plain.parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(first, second, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_modules_that_were_compiled_before():
+    """Compiled code looks for no hooks: after a plain fit it has to be compiled anew."""
+    compiled, once = Validated(), Validated()
+    compiled.net.compile(backend="eager")
+    validated = DataLoader(imbalanced(), 25)
+    for module in (compiled, once):
+        start = copy.deepcopy(module.state_dict())
+        fit(ClassGroupingBalancer(**OFF), module, val=validated)
+        module.load_state_dict(start)
+    balancer = balancers.ClassGroupingBalancer(max_readings=1)
+    fit(balancer, compiled, val=validated)
+    fit(balancers.ClassGroupingBalancer(max_readings=0), once, val=validated)
+    for first, second in zip(once.parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(first, second, atol=1e-6)
+    assert balancer.readings[-1].recall is not None
 
 
 @pytest.mark.slow
