@@ -46,8 +46,7 @@ def classifier_of(module: nn.Module, num_classes: int | None, name: str | None =
         raise StiffnessError(one_output(single[-1]))
     raise StiffnessError(
         f"The classifier must be the only Linear layer with {num_classes} outputs; found {len(heads)} of "
-        f'{len(linear)} Linear layers: {_listed(heads or linear)}. Pass classifier="name", as in named_modules, or '
-        "num_classes= if there are more classes than the labels show."
+        f'{len(linear)} Linear layers: {_listed(heads or linear)}. Pass classifier="name", as in named_modules.'
     )
 
 

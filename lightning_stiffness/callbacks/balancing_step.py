@@ -32,6 +32,7 @@ class Step:
         calls: How often the classifier has been called.
         first: What it was given in its first call with gradients since the last backward pass: the samples that the
             labels are of.
+        is_anew: Whether the next call is such a first one.
         is_labelled: Whether the present call is that one, or repeats it.
         is_counted: Whether class means have been told of these samples.
     """
@@ -47,6 +48,7 @@ class Step:
     unmoved: Float[Tensor, "n c"] | None = None
     calls: int = 0
     first: Tensor | None = None
+    is_anew: bool = True
     is_labelled: bool = False
     is_counted: bool = False
 
@@ -121,7 +123,7 @@ class BalancedClassifier:
     def after_backward(self) -> None:
         """The next call may be of the batch's samples again: a closure, or the second pass of SAM."""
         if self._step is not None:
-            self._step.first = None
+            self._step.is_anew = True
 
     def _before(self, given: Any) -> Any:
         step = self._step
@@ -145,19 +147,21 @@ class BalancedClassifier:
             return False
         if not isinstance(given, Tensor):
             matrix_of(given, "input", self.name)
-        if step.first is None and _is_in_backward():
+        is_repeated = _is_in_backward()
+        if step.first is None and is_repeated:
             raise StiffnessError(
                 f"To shift features or smooth labels, the classifier {self.name!r} must be called with gradients, "
                 "found a call in a reentrant checkpoint. Pass it use_reentrant=False, or shift=False and smoothing=0."
             )
-        if step.first is None:
+        if step.first is None or (step.is_anew and not is_repeated):
             if len(given) != len(labels):
                 raise StiffnessError(
                     f"To shift features or smooth labels, the classifier {self.name!r} must be given one row for each "
-                    f"of the {len(labels)} labels of the batch, found {len(given)} rows. Pass targets=, shift=False "
-                    "and smoothing=0."
+                    f"of the {len(labels)} labels of the batch, found {len(given)} rows. Pass shift=False and "
+                    "smoothing=0; labels that a CrossEntropyLoss(label_smoothing=...) of the module smooths are "
+                    "accounted for."
                 )
-            step.first = given.detach().clone()
+            step.first, step.is_anew = given.detach().clone(), False
             return True
         is_same = given.shape == step.first.shape and torch.allclose(given.detach(), step.first, rtol=1e-3)
         if not is_same and not self._has_warned:

@@ -80,8 +80,11 @@ def test_checkpoints_repeat_a_call(is_reentrant):
         with pytest.raises(StiffnessError, match="found a call in a reentrant checkpoint"):
             loss.backward()
     else:
-        loss.backward()
+        loss.backward(retain_graph=True)
         assert torch.equal(x.grad, expected)
+        balanced.after_backward()
+        loss.backward()
+        assert torch.equal(x.grad, 2 * expected)
 
 
 @pytest.mark.parametrize("by_name", [True, False])
