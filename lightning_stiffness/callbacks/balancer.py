@@ -84,7 +84,8 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
             `DeferredRates` schedule.
         counts: Samples of each class. Not given: read from the dataset, or counted while training.
         num_classes: Number of classes; that of the counts, or of the dataset's labels when not given.
-        classifier: Name of the layer that makes the logits. Not given: the only Linear layer with an output per class.
+        classifier: Name of the layer or module that gives the logits to the loss, of any kind. Not given: the only
+            Linear layer with an output per class, with its adapter (LoRA) if it has one.
         targets: batch -> integer classes [n]. Not given: the second element of the batch, or its "labels", "targets",
             "y" ... Given: the labels that the dataset stores may be other ones, so they are not used, and `sampling`
             needs a loader of `make_balanced_loader`.

@@ -22,9 +22,9 @@ class LayerHook:
 
     >>> import copy
     >>> layer = nn.Linear(1, 1)
-    >>> handle = layer.register_forward_hook(LayerHook(layer, lambda layer, inputs, output: 0 * output))
-    >>> layer(torch.ones(1, 1)).item(), copy.deepcopy(layer)(torch.ones(1, 1)).item() != 0
-    (0.0, True)
+    >>> handle = layer.register_forward_hook(LayerHook(layer, lambda layer, inputs, output: 0 * output + 9))
+    >>> layer(torch.ones(1, 1)).item(), copy.deepcopy(layer)(torch.ones(1, 1)).item() < 9
+    (9.0, True)
     """
 
     def __init__(self, layer: nn.Module, work: Callable[..., Any]) -> None:
