@@ -160,8 +160,22 @@ def run_demo(settings: DemoSettings, console: Console | None = None) -> DemoResu
     Raises:
         StiffnessError: scikit-learn, which holds the digits, is not installed.
     """
-    console = console or Console()
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # what the demo prints should be its own
+    with _quiet_lightning():  # what the demo prints should be its own
+        return _run(settings, console or Console())
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _run(settings: DemoSettings, console: Console) -> DemoResult:
     train, test = digits(settings)
     console.print(
         f"[bold]{settings.samples} handwritten digits, {settings.wrong_labels:.0%} of their labels wrong.[/bold] "

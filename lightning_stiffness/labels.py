@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.targets import as_class_targets
+from lightning_stiffness.targets import as_class_targets, class_candidates
 
 
 def labels_of(dataset: object) -> Int[Tensor, "n"] | None:
@@ -25,7 +25,8 @@ def labels_of(dataset: object) -> Int[Tensor, "n"] | None:
 
     Returns:
         One integer for each sample, int64; None when there are none to be read, they are not integers, or their number
-        is not the length of the dataset (multi-label targets, class names).
+        is not the length of the dataset (multi-label targets, class names). The second tensor is a guess where others
+        could be meant as well: who cannot compare it with the labels of a batch takes `unambiguous_labels_of`.
 
     >>> from torch.utils.data import ConcatDataset, Subset, TensorDataset
     >>> digits = TensorDataset(torch.zeros(4, 2), torch.tensor([3, 1, 2, 0]))
@@ -40,6 +41,32 @@ def labels_of(dataset: object) -> Int[Tensor, "n"] | None:
         known = [piece for piece in pieces if piece is not None]
         return torch.cat(known) if len(known) == len(pieces) else None
     return _stored_labels(dataset)
+
+
+def unambiguous_labels_of(dataset: object) -> Int[Tensor, "n"] | None:
+    """As `labels_of`, and None too where more than one tensor of a TensorDataset could be the labels.
+
+    >>> inputs, domain, labels = torch.zeros(2, 3), torch.tensor([0, 0]), torch.tensor([0, 1])
+    >>> unambiguous_labels_of(TensorDataset(inputs, domain, labels)) is None
+    True
+    """
+    return None if ambiguous_tensors(dataset) else labels_of(dataset)
+
+
+def ambiguous_tensors(dataset: object) -> tuple[int, ...]:
+    """Which tensors of a TensorDataset, inside of any Subset and ConcatDataset, could be the labels, if several could.
+
+    >>> ambiguous_tensors(TensorDataset(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([2, 0])))
+    (1, 2)
+    """
+    if isinstance(dataset, Subset):
+        return ambiguous_tensors(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return next((found for found in map(ambiguous_tensors, dataset.datasets) if found), ())
+    if not isinstance(dataset, TensorDataset) or hasattr(dataset, "targets") or hasattr(dataset, "labels"):
+        return ()
+    found = class_candidates(dataset.tensors, len(dataset))
+    return found if len(found) > 1 else ()
 
 
 def balanced_positions(labels: Int[Tensor, "n"], size: int, generator: Generator) -> Int[Tensor, "k"]:

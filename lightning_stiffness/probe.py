@@ -1,15 +1,13 @@
 """The fixed samples that stiffness is measured on, and their class-balanced draw from a data loader."""
 
-import contextlib
 import dataclasses
-import random
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
@@ -17,6 +15,7 @@ from torch import Generator, Tensor
 from lightning_stiffness.batching import batch_size
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.labels import balanced_positions, labels_of
+from lightning_stiffness.random_states import isolated_randomness
 from lightning_stiffness.samples import IndexedSamples, Samples, only_loader, samples_of
 from lightning_stiffness.targets import as_class_targets, targets_of
 
@@ -49,7 +48,7 @@ class Probe:
     missing: tuple[int, ...]
 
     @classmethod
-    def draw(
+    def draw(  # noqa: PLR0913  # what to draw, and how to read it
         cls,
         loader: object,
         size: int = 200,
@@ -57,6 +56,7 @@ class Probe:
         seed: int = 0,
         targets: TargetsOf | None = None,
         num_classes: int | None = None,
+        batches: float = math.inf,
     ) -> "Probe":
         """A class-balanced probe from the dataset of a data loader, which goes on as if nothing had been read.
 
@@ -64,9 +64,12 @@ class Probe:
         Every class gets at least two samples: with more than size/2 classes the probe is larger than ``size``, up to
         10,000. Samples are grouped by class, in a random order within it (unless the collate function reorders them).
 
+        Samples that the loader's sampler never draws are left out where that can be told (`drawn_positions`).
+
         The samples are read in the main process, without the loader's workers, sampler or batch size, under seeded
-        global random states that are put back afterwards: the draw depends on ``seed`` and the dataset alone. A dataset
-        that keeps a random generator of its own moves it on by the reading; a stream is read from a deep copy.
+        global random states that are put back afterwards, and so are generators that the dataset or the collate
+        function hold (`generators_within`): the draw depends on ``seed`` and the dataset alone. A stream is read from a
+        deep copy. Other state that reading an item changes, such as a counter, is changed.
 
         Labels are taken from the dataset where it stores them. Otherwise samples are read, in a random order or the
         order of the stream, until every class seen has enough, but no more than max(10 size, 2000).
@@ -77,6 +80,8 @@ class Probe:
             seed: Draws the samples, 0 to 2^32 - 1.
             targets: Reads the class of each sample from a batch, batch -> [n] integers; `targets.targets_of` if None.
             num_classes: How many classes there are; the largest label known + 1 if None.
+            batches: How many batches of each epoch are used, as Lightning's `limit_train_batches` sets it: of a loader
+                that does not shuffle, the samples after these are left out.
 
         Raises:
             StiffnessError: If there is not one loader, a sample cannot be read or collated, class targets cannot be
@@ -84,9 +89,9 @@ class Probe:
         """
         if size < 2:
             raise StiffnessError(f"size must be at least 2 samples; found {size}. 200 is the default.")
-        with isolated_randomness(seed):
-            generator = torch.Generator().manual_seed(seed)
-            draw = _Draw(samples_of(only_loader(loader)), size, generator, _Classes(targets, num_classes))
+        generator, source = torch.Generator().manual_seed(seed), only_loader(loader)
+        with isolated_randomness(seed, source.dataset, source.collate_fn):
+            draw = _Draw(samples_of(source, batches), size, generator, _Classes(targets, num_classes))
             return draw.by_stored_labels() or draw.by_reading()
 
     @classmethod
@@ -99,15 +104,16 @@ class Probe:
         targets: TargetsOf | None = None,
         num_classes: int | None = None,
         variant: int = 0,
+        batches: float = math.inf,
     ) -> "Probe":
         """Samples drawn with equal chances, whatever their class; a smaller dataset is taken whole.
 
         Read as in `draw`, with the same arguments and errors. Of a stream the first samples are taken. With another
         ``variant`` the same samples are read under other random numbers: what differs is augmentation.
         """
-        generator = torch.Generator().manual_seed(seed)
-        with isolated_randomness((seed + variant) % 2**32):
-            draw = _Draw(samples_of(only_loader(loader)), size, generator, _Classes(targets, num_classes))
+        generator, source = torch.Generator().manual_seed(seed), only_loader(loader)
+        with isolated_randomness((seed + variant) % 2**32, source.dataset, source.collate_fn):
+            draw = _Draw(samples_of(source, batches), size, generator, _Classes(targets, num_classes))
             return draw.by_chance()
 
     @classmethod
@@ -126,8 +132,9 @@ class Probe:
         Raises:
             StiffnessError: As `draw`.
         """
-        with isolated_randomness(0):
-            samples = samples_of(only_loader(loader))
+        source = only_loader(loader)
+        with isolated_randomness(0, source.dataset, source.collate_fn, source.sampler):
+            samples = samples_of(source)
             entries = list(islice(samples.in_order(), LARGEST_PROBE + 1))
             _require_samples(len(entries))
             return _Classes(targets, num_classes).all_of(samples.gather(entries), samples.ids(entries))
@@ -176,43 +183,6 @@ def label_entropy(targets: Int[Tensor, "n"]) -> float:
         return float("nan")
     shares = torch.unique(targets, return_counts=True)[1].double() / targets.numel()
     return max(0.0, -float((shares * shares.log()).sum()))
-
-
-@contextlib.contextmanager
-def isolated_randomness(seed: int) -> Iterator[None]:
-    """Global random states seeded inside and put back afterwards: Python, NumPy, torch, and CUDA where it is in use.
-
-    Args:
-        seed: 0 to 2^32 - 1.
-
-    Raises:
-        StiffnessError: If the seed is outside of its range.
-
-    >>> before = torch.get_rng_state()
-    >>> with isolated_randomness(0):
-    ...     torch.rand(1)
-    tensor([0.4963])
-    >>> torch.equal(torch.get_rng_state(), before)
-    True
-    """
-    if not 0 <= seed < 2**32:
-        raise StiffnessError(f"seed must lie between 0 and 2^32 - 1; found {seed}. Pass such an integer.")
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    in_use = torch.cuda.is_initialized()
-    cuda_states = torch.cuda.get_rng_state_all() if in_use else []
-    try:
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - transforms draw from the global state
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed a CUDA not yet initialised
-        if cuda_states:
-            torch.cuda.manual_seed_all(seed)
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 @dataclass(frozen=True)
@@ -266,10 +236,13 @@ class _Draw:
 
     def by_stored_labels(self) -> Probe | None:
         """None when the dataset stores no labels, or not those that its batches hold (a target transform)."""
-        labels = labels_of(self.samples.loader.dataset) if isinstance(self.samples, IndexedSamples) else None
+        if not isinstance(self.samples, IndexedSamples):
+            return None
+        labels, used = labels_of(self.samples.loader.dataset), self.samples.positions
         if labels is None or len(labels) == 0:
             return None
-        chosen = self._choose(labels)
+        positions = torch.arange(len(labels)) if used is None else torch.as_tensor(used)
+        chosen = positions[self._choose(labels[positions])]
         batch = self.samples.gather(chosen.tolist())
         targets = self.classes.of(batch, len(chosen))
         if not torch.equal(targets, labels[chosen]):

@@ -1,6 +1,7 @@
 """Samples of a DataLoader, read in the main process beside the loader: it is not iterated, nor is its sampler."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,15 @@ from typing import Any, final
 
 import torch
 from torch import Generator
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 from typing_extensions import override
 
 from lightning_stiffness.batching import batch_size, join, take
@@ -45,12 +54,20 @@ class Samples(ABC):
 
 
 @final
+@dataclass(frozen=True)
 class IndexedSamples(Samples):
-    """Samples of a map-style dataset; an entry is a position in the dataset."""
+    """Samples of a map-style dataset; an entry is a position in the dataset.
+
+    Attributes:
+        positions: Those that are trained on; None for all.
+    """
+
+    positions: Sequence[int] | None = None
 
     @override
     def shuffled(self, generator: Generator) -> Iterator[int]:
-        yield from torch.randperm(dataset_length(self.loader), generator=generator).tolist()
+        used = range(dataset_length(self.loader)) if self.positions is None else self.positions
+        yield from (used[place] for place in torch.randperm(len(used), generator=generator).tolist())
 
     @override
     def in_order(self) -> Iterator[Any]:
@@ -134,8 +151,8 @@ class ReadyBatches(Samples):
             yield from (Row(batch, position) for position in range(batch_size(batch)))
 
 
-def samples_of(loader: DataLoader[Any]) -> Samples:
-    """The samples of a loader, whichever kind its dataset is of.
+def samples_of(loader: DataLoader[Any], batches: float = math.inf) -> Samples:
+    """The samples of a loader, whichever kind its dataset is of; of its epochs only so many batches may be used.
 
     >>> from torch.utils.data import TensorDataset
     >>> loader = DataLoader(TensorDataset(torch.arange(6) * 10), batch_size=2, shuffle=True)
@@ -144,7 +161,46 @@ def samples_of(loader: DataLoader[Any]) -> Samples:
     """
     if loader.batch_sampler is None and not isinstance(loader.sampler, BatchSampler):
         return ReadyBatches(loader)
-    return StreamedSamples(loader) if isinstance(loader.dataset, IterableDataset) else IndexedSamples(loader)
+    if isinstance(loader.dataset, IterableDataset):
+        return StreamedSamples(loader)
+    return IndexedSamples(loader, drawn_positions(loader, batches))
+
+
+def drawn_positions(loader: DataLoader[Any], batches: float = math.inf) -> Sequence[int] | None:
+    """The positions of a map-style dataset that the sampler of its loader draws.
+
+    Torch's own samplers are understood, without iterating them: those over a subset, over a shorter range, or with
+    weights of zero; and one without shuffling of which only the first batches are used.
+
+    Args:
+        loader: The loader.
+        batches: How many batches of each epoch are used.
+
+    Returns:
+        Positions, each once; None where they are all, or where the sampler is of another kind.
+
+    >>> from torch.utils.data import SubsetRandomSampler
+    >>> drawn_positions(DataLoader(range(9), sampler=SubsetRandomSampler([4, 2, 7])))
+    [4, 2, 7]
+    >>> drawn_positions(DataLoader(range(9), batch_size=2), batches=2)
+    range(0, 4)
+    """
+    batch_sampler = loader.batch_sampler
+    if type(batch_sampler) is not BatchSampler:
+        return None
+    sampler: Any = batch_sampler.sampler
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # within that of Lightning for DDP
+    if type(sampler) is SubsetRandomSampler:
+        return list(dict.fromkeys(int(position) for position in sampler.indices))
+    if type(sampler) is WeightedRandomSampler:
+        return None if bool((sampler.weights > 0).all()) else sampler.weights.nonzero().flatten().tolist()
+    if type(sampler) not in (RandomSampler, SequentialSampler):
+        return None
+    limit = batches * batch_sampler.batch_size if type(sampler) is SequentialSampler else math.inf
+    if sampler.data_source is loader.dataset and limit == math.inf:
+        return None
+    length = min(len(sampler.data_source), limit)
+    return range(int(length)) if length < dataset_length(loader) else None
 
 
 def only_loader(loaders: object) -> DataLoader[Any]:

@@ -18,7 +18,7 @@ from lightning_stiffness.functional.class_rates import (
     inverse_frequency_rates,
     require_rates,
 )
-from lightning_stiffness.labels import labels_of
+from lightning_stiffness.labels import ambiguous_tensors, labels_of
 from lightning_stiffness.targets import as_class_targets
 
 Rates = ClassRates | DeferredRates | Tensor
@@ -35,7 +35,8 @@ class ClassRateSampler(DistributedSampler[Any]):
     that it may be made before the processes are started.
 
     The order depends on `seed` and epoch alone. Under Lightning the epoch is set; in a plain loop it goes on by itself
-    when a pass has been read to its end.
+    at the next pass, whether the last one has been read to its end or was left before it. The rest of a pass that was
+    left comes where its state is loaded.
 
     Args:
         data: The dataset, whose labels are read without loading its samples (`targets`, `labels`, TensorDataset, Subset
@@ -46,17 +47,22 @@ class ClassRateSampler(DistributedSampler[Any]):
             as the class that runs out first allows.
         replacement: Whether a sample may occur more than once in a pass. If so, the samples of a small class are
             repeated equally often, up to one. If not, each occurs at most once, in whichever process.
-        num_classes: Number of classes; the largest label + 1 when not given.
+        positions: Positions of the samples that may be drawn, each once; all when not given. Held-out samples of the
+            same dataset are left out by it.
+        num_classes: Number of classes; the largest label of these samples + 1 when not given. Given: a class may be
+            without a sample, and is then drawn never by a strategy, which takes it for a class of one.
         seed: Of the draws; the global random state is not used.
         num_replicas: Number of processes; found when not given.
         rank: Which of them this is; found when not given.
 
     Raises:
         StiffnessError: There are no labels to be read, or they are no integers in [0, num_classes), there is only one
-            class, a class that is to be drawn has no sample, or there are fewer samples than a pass is to have.
+            class, a class that is to be drawn has no sample, `positions` are none of the dataset, or there are fewer
+            samples than a pass is to have.
 
     Attributes:
-        counts: Samples of each class, [c].
+        counts: Samples of each class among those that may be drawn, [c].
+        drawable_positions: The positions of these samples, rising.
         epoch: The epoch of the next pass.
         start: How many samples of this process the next pass leaves out, since they were drawn before an interruption.
 
@@ -75,6 +81,7 @@ class ClassRateSampler(DistributedSampler[Any]):
         *,
         num_samples: int | None = None,
         replacement: bool = True,
+        positions: Any = None,
         num_classes: int | None = None,
         seed: int = 0,
         num_replicas: int | None = None,
@@ -82,25 +89,29 @@ class ClassRateSampler(DistributedSampler[Any]):
     ) -> None:
         # That of DistributedSampler asks for running processes, which Lightning starts after the loaders are made.
         self.dataset, self.labels = data, _labels(data)
-        self.counts = class_counts(self.labels, num_classes)
+        self.drawable_positions = _places(positions, len(self.labels))
+        drawable = self.labels[self.drawable_positions]
+        self.counts = class_counts(drawable, num_classes)
+        self._may_be_empty = num_classes is not None
         self.rates, self.replacement, self.seed = rates, replacement, seed
         self.shuffle, self.drop_last = True, not replacement
-        self._places = num_replicas, rank
-        self._members = self.labels.argsort(stable=True).split(self.counts.tolist())
+        self._process = num_replicas, rank
+        self._members = self.drawable_positions[drawable.argsort(stable=True)].split(self.counts.tolist())
         self.epoch = self.start = self._position = 0
+        self._is_unfinished = False
         self._length = num_samples
         self._require_enough()
 
     @property
     def num_replicas(self) -> int:  # type: ignore[override]  # an attribute there, which would be outdated here
         """Number of processes that share a pass."""
-        given = self._places[0]
+        given = self._process[0]
         return given if given is not None else dist.get_world_size() if _is_distributed() else 1
 
     @property
     def rank(self) -> int:  # type: ignore[override]  # the same
         """Which of the processes this is."""
-        given = self._places[1]
+        given = self._process[1]
         return given if given is not None else dist.get_rank() if _is_distributed() else 0
 
     @property
@@ -120,14 +131,20 @@ class ClassRateSampler(DistributedSampler[Any]):
 
     @override
     def __iter__(self) -> Iterator[int]:
+        self.leave_pass()
         epoch, start = self.epoch, self.start
         mine = self.order(epoch)[self.rank :: self.num_replicas].tolist()
-        self.start, self._position = 0, start
+        self.start, self._position, self._is_unfinished = 0, start, True
         for position in mine[start:]:
             self._position += 1
             yield position
         if self.epoch == epoch:
             self.set_epoch(epoch + 1)
+
+    def leave_pass(self) -> None:
+        """Goes on to the next epoch where a pass has begun and nobody has said since which one comes next."""
+        if self._is_unfinished:
+            self.set_epoch(self.epoch + 1)
 
     def rates_at(self, epoch: int) -> Float[Tensor, "c"]:
         """The class rates of an epoch, which sum to 1.
@@ -136,7 +153,9 @@ class ClassRateSampler(DistributedSampler[Any]):
         tensor([0.7500, 0.2500], dtype=torch.float64)
         """
         rates = self.rates.at(epoch) if isinstance(self.rates, DeferredRates) else self.rates
-        return require_rates(rates(self.counts) if callable(rates) else rates, self.counts)
+        if callable(rates):
+            rates = _rates_with_gaps(rates, self.counts) if self._may_be_empty else rates(self.counts)
+        return require_rates(rates, self.counts)
 
     def order(self, epoch: int) -> Int[Tensor, "k"]:
         """The positions of a pass over all processes."""
@@ -149,6 +168,7 @@ class ClassRateSampler(DistributedSampler[Any]):
     @override
     def set_epoch(self, epoch: int) -> None:
         """The next pass is that of this epoch; from its beginning, unless a state of the same epoch was loaded."""
+        self._is_unfinished = False
         if epoch != self.epoch:
             self.epoch, self.start, self._position = epoch, 0, 0
 
@@ -163,11 +183,12 @@ class ClassRateSampler(DistributedSampler[Any]):
         """The next pass is the rest of the one that was interrupted."""
         self.epoch = state_dict["epoch"]
         self.start = self._position = state_dict["position"]
+        self._is_unfinished = False
 
     def _pass_length(self) -> int:
         if self._length is not None:
             return self._length
-        return len(self.labels) if self.replacement else self._longest()
+        return len(self.drawable_positions) if self.replacement else self._longest()
 
     def _longest(self) -> int:
         """Samples of a pass without replacement: in each epoch of a schedule, so that its length stays the same."""
@@ -228,6 +249,12 @@ def generator_of(*numbers: int) -> Generator:
 def _labels(data: Any) -> Int[Tensor, "n"]:
     if isinstance(data, Tensor | list | tuple) or hasattr(data, "__array__"):
         return as_class_targets(data, len(data)).cpu()
+    if unclear := ambiguous_tensors(data):
+        raise StiffnessError(
+            "Labels must be the only integers, one per sample, after the inputs of a TensorDataset; found "
+            f"{len(unclear)} candidates, tensors {', '.join(map(str, unclear))}. Give the labels themselves, such as "
+            f"dataset.tensors[{unclear[-1]}]: as data of a sampler, as labels= of make_balanced_loader."
+        )
     labels = labels_of(data)
     if labels is None:
         raise StiffnessError(
@@ -238,11 +265,38 @@ def _labels(data: Any) -> Int[Tensor, "n"]:
     return labels
 
 
+def _places(positions: Any, size: int) -> Int[Tensor, "k"]:
+    if positions is None:
+        return torch.arange(size)
+    found = torch.as_tensor(positions).detach().cpu()
+    distinct: Tensor = torch.unique(found)
+    is_within = len(distinct) == 0 or (int(distinct[0]) >= 0 and int(distinct[-1]) < size)
+    if (
+        found.ndim != 1
+        or found.is_floating_point()
+        or found.dtype == torch.bool
+        or len(distinct) != len(found)
+        or not is_within
+    ):
+        raise StiffnessError(
+            f"positions= must be distinct integers in [0, {size}), those of the samples that may be drawn; found "
+            f"{found.dtype} of shape {tuple(found.shape)}, {len(distinct)} of them distinct. A mask's are "
+            "mask.nonzero().flatten()."
+        )
+    return distinct.long()
+
+
+def _rates_with_gaps(strategy: ClassRates, counts: Int[Tensor, "c"]) -> Float[Tensor, "c"]:
+    """Strategies need at least one sample of each class; one that has none cannot be drawn."""
+    found = torch.as_tensor(strategy(counts.clamp(min=1))).detach().cpu().double()
+    return torch.where(counts > 0, found, 0.0) if found.shape == counts.shape else found
+
+
 def _quotas(rates: Float[Tensor, "c"], size: int, generator: Generator) -> Int[Tensor, "c"]:
     """Systematic sampling: whole numbers that sum to `size`, each next to size * rate, which it is on average."""
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     marks = (rates.cumsum(0) * size + offset + _ROUNDING).floor().long().clamp(max=size)
-    marks[-1] = size  # what rounding may have missed
+    marks[int(rates.nonzero()[-1]) :] = size  # what rounding may have missed; not for a class that is never drawn
     return marks.diff(prepend=marks.new_zeros(1))
 
 

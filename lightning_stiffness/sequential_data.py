@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.labels import labels_of
-from lightning_stiffness.probe import isolated_randomness
+from lightning_stiffness.labels import unambiguous_labels_of
+from lightning_stiffness.random_states import isolated_randomness
 from lightning_stiffness.samples import copied_stream, only_loader
 
 
@@ -44,7 +44,7 @@ class SequentialData:
         Raises:
             StiffnessError: A sample cannot be read or collated.
         """
-        with isolated_randomness(0):
+        with isolated_randomness(0, self.loader.dataset, self.loader.collate_fn):
             batches = iter(self._sequential())
             while (batch := _read(batches)) is not None:
                 yield self.transfer(batch)
@@ -123,7 +123,7 @@ def number_of_classes(data: SequentialData, targets: Callable[[Any], Tensor]) ->
     Raises:
         StiffnessError: There is no sample, or a label is negative.
     """
-    stored = None if isinstance(data.loader.dataset, IterableDataset) else labels_of(data.loader.dataset)
+    stored = None if isinstance(data.loader.dataset, IterableDataset) else unambiguous_labels_of(data.loader.dataset)
     found = [targets(batch).cpu() for batch in data] if stored is None or len(stored) == 0 else [stored]
     if not found:
         raise StiffnessError("The data must hold at least one sample, found none.")

@@ -1,6 +1,7 @@
 """The class of each sample: where batches keep it, and what it must look like."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -93,6 +94,20 @@ def target_place(batch: Any) -> str | int:
     )
 
 
+def class_candidates(parts: Sequence[Any], size: int) -> tuple[int, ...]:
+    """Which parts of a sequence, after the first, hold one integer for each of ``size`` samples.
+
+    >>> class_candidates([torch.zeros(2, 3), torch.tensor([0, 1]), torch.zeros(2), torch.tensor([[2], [3]])], 2)
+    (1, 3)
+    """
+    found = [_as_tensor(part) for part in parts[1:]]
+    return tuple(
+        k
+        for k, part in enumerate(found, 1)
+        if part is not None and part.shape in ((size,), (size, 1)) and not part.is_floating_point()
+    )
+
+
 def with_targets(batch: Any, labels: Int[Tensor, "n"]) -> Any:
     """The same batch with other class targets, in the place where `targets_of` finds them and in their type.
 
@@ -126,13 +141,7 @@ def _alike(labels: Tensor, part: Any) -> Any:
 
 def _require_unambiguous(batch: Any) -> None:
     """(tokens, lengths, labels) and (inputs, labels, ids) look alike: a guess would be wrong in one of them."""
-    size = batch_size(batch)
-    found = [_as_tensor(part) for part in batch[1:]]
-    integers = [
-        k + 1
-        for k, part in enumerate(found)
-        if part is not None and part.shape in ((size,), (size, 1)) and not part.is_floating_point()
-    ]
+    integers = class_candidates(batch, batch_size(batch))
     if len(integers) > 1:
         raise StiffnessError(
             f"Class targets must be the only integers, one per sample, after the inputs; found {len(integers)} "

@@ -3,8 +3,8 @@
 import json
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,21 @@ def in_processes(function: Callable[..., None], *arguments: Any, folder: Path, c
     """Calls a function of a module in each of them, with the ranks in the environment; what they print is in a folder.
 
     Raises:
-        AssertionError: One ended with an error, or has not ended after two minutes; with what it printed.
+        AssertionError: One ended with an error, or none has ended for twenty minutes; with what they printed.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # on a port of its own
     logs = [folder / f"printed{rank}.txt" for rank in range(count)]
     running = [
-        _FORKING.Process(target=_one, args=(rank, count, port, logs[rank], function, arguments))
+        _FORKING.Process(target=_one, args=(rank, count, store.port, logs[rank], function, arguments))
         for rank in range(count)
     ]
     for process in running:
         process.start()
-    for process in running:
-        process.join(120)
+    waiting = list(running)
+    while waiting and connection.wait([process.sentinel for process in waiting], 1200):
+        waiting = [process for process in waiting if process.is_alive()]
+        if any(process.exitcode for process in running):  # the others wait for it
+            break
     ended = [process.exitcode for process in running]
     for process in running:
         process.kill()
@@ -55,5 +56,6 @@ def _one(
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": count}
     os.environ |= {name: str(value) for name, value in ranks.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NCCL_DEBUG": ""}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # that of the process which has started them
     torch.set_num_threads(1)
     function(*arguments)

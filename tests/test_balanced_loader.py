@@ -1,10 +1,22 @@
 """The loader is the given one but for the order; its state lets Lightning resume in the middle of an epoch."""
 
+import itertools
+
 import pytest
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from lightning_stiffness.balanced_loader import ClassRateLoader, make_balanced_loader
 from lightning_stiffness.errors import StiffnessError
@@ -44,6 +56,77 @@ def test_labels_can_be_given():
     assert made.sampler.counts.tolist() == [3, 1]
     with pytest.raises(StiffnessError, match="one for each of 4 samples, found 3"):
         make_balanced_loader(DataLoader(data), labels=[0, 0, 1])
+
+
+TRAINED = [*range(20), *range(32, 42), 46, 47, 48]
+
+
+class Own(Sampler):
+    """A sampler that does not tell what it draws."""
+
+    def __init__(self, positions):
+        self.positions = positions
+
+    def __iter__(self):
+        return iter(self.positions)
+
+    def __len__(self):
+        return len(self.positions)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SubsetRandomSampler(TRAINED),
+        WeightedRandomSampler([float(position in TRAINED) for position in range(50)], 90),
+        TRAINED,
+        BatchSampler(SubsetRandomSampler(TRAINED), 5, False),
+    ],
+)
+def test_held_out_samples_are_never_drawn(sampler):
+    data = TensorDataset(torch.arange(50), imbalanced().tensors[1])
+    where = "batch_sampler" if isinstance(sampler, BatchSampler) else "sampler"
+    made = make_balanced_loader(DataLoader(data, **{where: sampler}), batch_size=8)
+    assert made.sampler.counts.tolist() == [20, 10, 3]
+    seen = torch.cat([positions for _ in range(5) for positions, _ in made])
+    assert len(seen) == 5 * 33
+    assert set(seen.tolist()) <= set(TRAINED)
+
+
+def test_the_first_part_of_the_data_stays_the_first_part():
+    made = make_balanced_loader(DataLoader(imbalanced(), sampler=RandomSampler(range(46))))
+    assert made.sampler.counts.tolist() == [30, 15, 1]
+
+
+def test_a_sampler_that_does_not_tell_is_refused():
+    loader = DataLoader(imbalanced(), batch_size=8, sampler=Own(TRAINED))
+    with pytest.raises(StiffnessError, match=r"Own does not tell\. Make the loader of torch\.utils\.data\.Subset"):
+        make_balanced_loader(loader)
+    assert make_balanced_loader(loader, positions=TRAINED).sampler.counts.tolist() == [20, 10, 3]
+    batches = DataLoader(imbalanced(), batch_sampler=[[0, 1], [2, 40]])
+    with pytest.raises(StiffnessError, match="list does not tell"):
+        make_balanced_loader(batches, batch_size=2)
+
+
+def test_two_columns_of_integers_are_ambiguous():
+    x, y = imbalanced().tensors
+    with pytest.raises(StiffnessError, match="found 2 candidates, tensors 1, 2"):
+        make_balanced_loader(DataLoader(TensorDataset(x, y % 2, y)))
+    assert make_balanced_loader(DataLoader(TensorDataset(x, y % 2, y)), labels=y).sampler.counts.tolist() == [30, 15, 5]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_that_was_left_is_followed_by_the_next(workers):
+    options = {"batch_size": 8, "num_workers": workers, "multiprocessing_context": "fork" if workers else None}
+    whole, left = (make_balanced_loader(DataLoader(imbalanced(), **options)) for _ in range(2))
+    for epoch in range(3):
+        expected = [x for x, _ in whole]
+        assert left.sampler.epoch == max(0, epoch - 1)
+        assert all(map(torch.equal, [x for x, _ in itertools.islice(left, 2)], expected))
+        assert left.state_dict() == {"epoch": epoch, "batches": 2}
+    left.load_state_dict(left.state_dict())
+    assert all(map(torch.equal, [x for x, _ in left], expected[2:]))
 
 
 class Stream(IterableDataset):

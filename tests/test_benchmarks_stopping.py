@@ -287,15 +287,13 @@ def test_a_process_is_ended_even_if_it_does_not_listen():
     here, there = context.Pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the new process inherits it
     try:
-        process = context.Process(target=time.sleep, args=(100,), daemon=True)
+        process = context.Process(target=time.sleep, args=(100_000,), daemon=True)
         process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     there.close()
-    start = time.perf_counter()
     workers.Worker(process, here).end()
-    assert time.perf_counter() - start < 50
-    assert not process.is_alive()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def test_a_worker_ends_with_the_one_who_asked():

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 
-from lightning_stiffness.labels import balanced_positions, labels_of
+from lightning_stiffness.labels import ambiguous_tensors, balanced_positions, labels_of, unambiguous_labels_of
 
 
 class Stored(Dataset[Any]):
@@ -128,6 +128,18 @@ def test_unknown_part_makes_the_whole_unknown():
 @pytest.mark.parametrize("y", [torch.zeros(5), torch.zeros(5, 3, dtype=torch.int64)])
 def test_second_tensor_that_is_no_label_is_none(y):
     assert labels_of(TensorDataset(torch.zeros(5, 2), y)) is None
+
+
+def test_labels_that_could_be_either_tensor():
+    other, y = torch.tensor([0, 0, 0, 1, 1]), torch.tensor(Y)
+    clear = TensorDataset(torch.zeros(5, 2), y, torch.zeros(5))
+    unclear = TensorDataset(torch.zeros(5, 2), other, y.unsqueeze(1), torch.zeros(5))
+    assert unambiguous_labels_of(clear).tolist() == Y
+    for data in (unclear, Subset(unclear, [0, 1]), ConcatDataset([clear, unclear])):
+        assert ambiguous_tensors(data) == (1, 2)
+        assert unambiguous_labels_of(data) is None
+    unclear.targets = y
+    assert unambiguous_labels_of(unclear).tolist() == Y
 
 
 def test_single_tensor_is_none():

@@ -12,10 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.probe import LARGEST_PROBE, Probe, isolated_randomness, label_entropy
+from lightning_stiffness.probe import LARGEST_PROBE, Probe, label_entropy
 
 
 def tensors(counts: list[int]) -> TensorDataset:
@@ -373,39 +382,6 @@ def test_random_transforms_are_seeded():
     assert not first.batch[0].equal(Probe.draw(loader, 8, seed=2).batch[0])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_random_states_are_put_back():
-    torch.rand(1, device="cuda")
-    before = torch.cuda.get_rng_state_all()
-    with isolated_randomness(0):
-        first = torch.rand(4, device="cuda")
-    with isolated_randomness(0):
-        assert torch.rand(4, device="cuda").equal(first)
-    assert all(a.equal(b) for a, b in zip(before, torch.cuda.get_rng_state_all(), strict=True))
-
-
-def test_cuda_states_are_saved_seeded_and_put_back_when_in_use(monkeypatch):
-    calls: list[Any] = []
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["state"])
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
-    monkeypatch.setattr(torch.cuda, "set_rng_state_all", calls.append)
-    with isolated_randomness(9):
-        calls.append("inside")
-    assert calls == [9, "inside", ["state"]]
-
-
-def test_cuda_not_in_use_stays_so(monkeypatch):
-    def refuse(*arguments: Any) -> None:
-        raise AssertionError("CUDA was touched")
-
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    for name in ("get_rng_state_all", "manual_seed_all", "manual_seed", "set_rng_state_all"):
-        monkeypatch.setattr(torch.cuda, name, refuse)
-    with isolated_randomness(9):
-        pass
-
-
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_seed_out_of_range_is_refused(seed):
     with pytest.raises(StiffnessError, match=f"seed must .*found {seed}"):
@@ -556,3 +532,16 @@ def test_probe_is_frozen():
         probe.num_classes = 3  # type: ignore[misc]
     assert isinstance(probe.targets, Tensor)
     assert probe.targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dataset", [tensors([20, 20, 20]), Items([20, 20, 20])], ids=["stored labels", "read"])
+@pytest.mark.parametrize("draw", [Probe.draw, Probe.draw_by_chance])
+def test_samples_that_are_never_trained_on_are_left_out(dataset, draw):
+    held_out = set(range(0, 60, 3))
+    trained = SubsetRandomSampler([position for position in range(60) if position not in held_out])
+    probe = draw(DataLoader(dataset, batch_size=5, sampler=trained), 30)
+    assert len(probe.ids) == 30
+    assert held_out.isdisjoint(probe.ids)
+    assert positions(probe) == list(probe.ids)
+    limited = draw(DataLoader(dataset, batch_size=5), 30, batches=4)
+    assert set(limited.ids) == set(range(20))

@@ -2,7 +2,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.samples import (
@@ -11,6 +21,7 @@ from lightning_stiffness.samples import (
     StreamedSamples,
     copied_stream,
     dataset_length,
+    drawn_positions,
     only_loader,
     samples_of,
 )
@@ -203,3 +214,52 @@ def test_own_errors_are_not_wrapped():
 
     with pytest.raises(StiffnessError, match=r"^as it is$"):
         samples_of(DataLoader(NUMBERS, collate_fn=collate)).gather([0])
+
+
+TEN = TensorDataset(torch.arange(10))
+
+
+class OfTheUser(RandomSampler):
+    """May draw anything."""
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        (SubsetRandomSampler([7, 1, 1, 4]), [7, 1, 4]),
+        (SubsetRandomSampler(torch.tensor([3, 2])), [3, 2]),
+        (RandomSampler(range(6)), [0, 1, 2, 3, 4, 5]),
+        (SequentialSampler(range(2)), [0, 1]),
+        (WeightedRandomSampler([0.0, 1.0, 0.0, 2.0, *[0.0] * 6], 5), [1, 3]),
+        (WeightedRandomSampler([1.0] * 10, 5), None),
+        (RandomSampler(TEN), None),
+        (RandomSampler(TEN, num_samples=3), None),  # others in the next epoch
+        (OfTheUser(range(6)), None),
+        ([1, 2], None),
+    ],
+)
+def test_positions_that_a_sampler_draws(sampler, expected):
+    found = drawn_positions(DataLoader(TEN, batch_size=2, sampler=sampler))
+    assert (None if found is None else list(found)) == expected
+
+
+def test_the_first_batches_of_a_loader_that_does_not_shuffle():
+    assert list(drawn_positions(DataLoader(TEN, batch_size=3), 2)) == [0, 1, 2, 3, 4, 5]
+    assert drawn_positions(DataLoader(TEN, batch_size=3), 4) is None
+    assert drawn_positions(DataLoader(TEN, batch_size=3, shuffle=True), 2) is None
+
+
+def test_batches_of_ones_own_are_not_understood():
+    batches = [[0, 1], [2, 3]]
+    assert drawn_positions(DataLoader(TEN, batch_sampler=batches), 1) is None
+    assert (
+        drawn_positions(
+            DataLoader(Bulk(), sampler=BatchSampler(SequentialSampler(range(6)), 2, False), batch_size=None)
+        )
+        is None
+    )
+
+
+def test_entries_are_of_what_is_drawn():
+    samples = samples_of(DataLoader(TEN, sampler=SubsetRandomSampler([7, 1, 4])))
+    assert sorted(samples.shuffled(torch.Generator())) == [1, 4, 7]

@@ -13,6 +13,7 @@ from lightning_stiffness.functional.class_rates import (
     DeferredRates,
     inverse_frequency_rates,
     natural_rates,
+    power_rates,
     square_root_rates,
 )
 from lightning_stiffness.sampling import ClassRateSampler, class_counts
@@ -111,6 +112,15 @@ def test_a_pass_goes_on_where_it_was_interrupted(drawn):
     assert beginning + list(resumed) + list(resumed) == expected
 
 
+def test_a_pass_that_was_left_is_followed_by_the_next():
+    sampler = ClassRateSampler(labels_with([20, 5]))
+    first, second, third = (list(itertools.islice(sampler, 10)) for _ in range(3))
+    assert [first, second, third] == [sampler.order(epoch)[:10].tolist() for epoch in range(3)]
+    for _ in range(2):  # an epoch that is set counts, as when Lightning asks for a second iterator
+        sampler.set_epoch(2)
+        assert next(iter(sampler)) == third[0]
+
+
 def test_another_epoch_begins_at_its_beginning():
     sampler = ClassRateSampler(labels_with([20, 5]))
     sampler.load_state_dict({"epoch": 1, "position": 7})
@@ -155,9 +165,45 @@ def test_a_plain_loop_takes_it():
     assert not torch.equal(*epochs)
 
 
+@pytest.mark.parametrize("replacement", [True, False])
+def test_only_some_positions_are_drawn(replacement):
+    labels = torch.tensor([0, 1, 0, 1, 0, 0, 2])
+    sampler = ClassRateSampler(labels, positions=[5, 3, 1, 0], replacement=replacement)
+    assert sampler.counts.tolist() == [2, 2]
+    assert sampler.drawable_positions.tolist() == [0, 1, 3, 5]
+    assert sorted(sampler) == [0, 1, 3, 5]
+    mask = labels < 2
+    assert ClassRateSampler(labels, positions=mask.nonzero().flatten()).counts.tolist() == [4, 2]
+
+
+def test_a_class_without_a_sample_is_never_drawn_where_it_is_known_of():
+    for rates in (inverse_frequency_rates, power_rates, DeferredRates(1)):
+        sampler = ClassRateSampler(labels_with([30, 0, 10]), rates, num_classes=4)
+        assert sampler.counts.tolist() == [30, 0, 10, 0]
+        for epoch in range(2):
+            drawn = sampler.rates_at(epoch)
+            alone = ClassRateSampler(labels_with([30, 10]), rates).rates_at(epoch)
+            assert drawn[[0, 2]].tolist() == pytest.approx(alone.tolist())
+            assert drawn[[1, 3]].tolist() == [0, 0]
+    assert len(ClassRateSampler(labels_with([30, 0, 10]), replacement=False, num_classes=3)) == 20
+    with pytest.raises(StiffnessError, match="found none of class 1"):
+        ClassRateSampler(labels_with([30, 0, 10]), torch.ones(3), num_classes=3)
+    with pytest.raises(StiffnessError, match="one number for each of 3 classes"):
+        ClassRateSampler(labels_with([30, 0, 10]), lambda counts: torch.ones(2), num_classes=3)
+
+
 @pytest.mark.parametrize(
     ("data", "options", "found"),
     [
+        ([0, 1, 1], {"positions": [0, 1, 1]}, r"distinct integers in \[0, 3\).*2 of them distinct"),
+        ([0, 1, 1], {"positions": [0, 3]}, r"distinct integers in \[0, 3\)"),
+        ([0, 1, 1], {"positions": torch.tensor([True, True, False])}, "mask.nonzero"),
+        ([0, 1, 1], {"positions": [1, 2]}, "at least"),
+        (
+            TensorDataset(torch.zeros(3, 2), torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])),
+            {},
+            r"found 2 candidates, tensors 1, 2.*dataset.tensors\[2\]",
+        ),
         ([0, 0, 2], {}, "at least one sample, found 0 of class 1"),
         ([0, 0, 2], {"rates": torch.ones(3)}, "found none of class 1"),
         ([0, 1], {"rates": torch.ones(3)}, "one number for each of 2 classes"),

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_stiffness.balance import BalanceReading, extended, reading_of_record, records_of
 from lightning_stiffness.callbacks.agreement import agreed, attempted
+from lightning_stiffness.callbacks.balance_advice import for_a_balancer
 from lightning_stiffness.callbacks.balance_publishing import BalancePublisher
 from lightning_stiffness.callbacks.balance_reading import BalanceReader, Circumstances, lost_by
 from lightning_stiffness.callbacks.balance_schedule import ReadingSchedule
@@ -163,12 +164,10 @@ class BalanceObserver:
 
     def _report(self, cause: Exception) -> None:
         if not self._has_warned:
-            foreign = [name for name in ("probe=", "loss=") if name in str(cause).replace("`", "")]
-            note = f" A {' or '.join(foreign)} can be given to a StiffnessMonitor only." if foreign else ""
             rank_zero_warn(
                 f"How the network treats its classes could not be measured at step {self._trainer.global_step} "
-                f"({type(cause).__name__}: {cause}).{note} Training goes on; later failures are not reported. Pass "
-                "max_readings=0 to measure nothing."
+                f"({type(cause).__name__}: {for_a_balancer(str(cause))}). Training goes on; later failures are not "
+                "reported. Pass max_readings=0 to measure nothing."
             )
         self._has_warned = True
 

@@ -9,28 +9,25 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_stiffness.batching import batch_size
 from lightning_stiffness.callbacks.agreement import attempted
-from lightning_stiffness.callbacks.balance_observing import ObservedBalancing
 from lightning_stiffness.callbacks.balancing_backward import BalancingOfLosses
-from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels
-from lightning_stiffness.callbacks.balancing_head import classifier_of
-from lightning_stiffness.callbacks.balancing_loader import LoaderExchange, known_counts, known_frequencies
+from lightning_stiffness.callbacks.balancing_classes import classifier_for, outputs_of, require_labels
+from lightning_stiffness.callbacks.balancing_labels import batch_labels
+from lightning_stiffness.callbacks.balancing_loader import LoaderExchange, known_number
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics, absorption
 from lightning_stiffness.callbacks.balancing_step import BalancedClassifier, Step
 from lightning_stiffness.callbacks.namespace import require_same_namespace
 from lightning_stiffness.callbacks.progress import planned_batches
 from lightning_stiffness.errors import StiffnessError
-from lightning_stiffness.functional.class_rates import power_rates, require_counts
+from lightning_stiffness.functional.class_rates import power_rates
 from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies
 from lightning_stiffness.functional.smoothed_labels import require_smoothing
 from lightning_stiffness.sampling import Rates, generator_of
-from lightning_stiffness.targets import as_class_targets, targets_of
 
 _BATCHES_OF_A_STREAM: Final = 100  # warm-up where nobody knows how long training lasts
 
 
-class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
+class ClassGroupingBalancer(BalancingOfLosses):
     """Trains a classifier for balanced accuracy: each class counts the same, however few samples it has.
 
     Three parts, each of which can be switched off, and a fourth that can be switched on:
@@ -38,7 +35,9 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
     - `sampling`: classes are drawn at rates proportional to their size to the power of 3/4. A training loader with
       `shuffle=True` is exchanged for such a one while `fit` lasts. A loader with another sampler, a stream, and a
       dataset whose labels cannot be read without loading samples are left as they are, and a message says so:
-      `make_balanced_loader` makes a loader of any of the first two.
+      `make_balanced_loader` makes a loader of the first, and of the last with `labels=`. Samples that a sampler never
+      draws (held out by a SubsetRandomSampler, or by weights of 0) are neither drawn nor counted; what a sampler of a
+      class of one's own draws is counted while training.
     - `logits`: log q_c is added to the logits in training (logit adjustment), q_c being how often class c is really
       met in the loss: drawn, by whatever sampler, and with smoothed labels.
     - `smoothing`: the logits are changed so that a cross entropy of them is one with smoothed labels, by loss and
@@ -82,8 +81,10 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
         absorbers: Shift toward classes by how much probability they take. Off: toward any bigger classes, a control.
         rates: How often classes are drawn: a strategy of `functional.class_rates`, class sizes [c] -> rates [c], or a
             `DeferredRates` schedule.
-        counts: Samples of each class. Not given: read from the dataset, or counted while training.
-        num_classes: Number of classes; that of the counts, or of the dataset's labels when not given.
+        counts: Samples of each class, 1 for a class without any. Not given: read from the dataset, again whenever its
+            loader is loaded again, or counted while training.
+        num_classes: Number of classes; that of the counts, or of the dataset's labels when not given. Given: a class
+            may be without a training sample (a fold of a long tail); it is never drawn, and counts as one sample.
         classifier: Name of the layer or module that gives the logits to the loss, of any kind. Not given: the only
             Linear layer with an output per class, with its adapter (LoRA) if it has one.
         targets: batch -> integer classes [n]. Not given: the second element of the batch, or its "labels", "targets",
@@ -135,36 +136,16 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
         save_dir: str | None = None,
     ) -> None:
         """See the class."""
-        super().__init__(max_readings, panels, class_names, save_dir)
+        super().__init__(counts, num_classes, max_readings, panels, class_names, save_dir)
         if not 0 <= warmup <= 1:
             raise StiffnessError(f"warmup must be a share of training in [0, 1], found {warmup}.")
         require_smoothing(smoothing)
         self.sampling, self.logits, self.shift, self.rates = sampling, logits, shift, rates
         self.smoothing, self.absorbers = smoothing, absorbers
         self.classifier, self.targets, self.warmup, self.seed = classifier, targets, warmup, seed
-        self.num_classes, self._given = num_classes, None if counts is None else require_counts(torch.as_tensor(counts))
-        self.counts: Tensor | None = None
-        """Samples of each class; None until training starts, and where they are counted while training."""
-        self._known: Tensor | None = None
-        self._drawn = torch.zeros(0, dtype=torch.float64)
         self._statistics: ClassStatistics | None = None
         self._exchange: LoaderExchange | None = None
         self._batches, self._first_shift = 0, 0.0
-
-    @property
-    def frequencies(self) -> Float[Tensor, "c"] | None:
-        """How often each class is drawn, summing to 1; None until training starts.
-
-        Where the sampler does not tell it, they are counted, each class one sample ahead.
-        """
-        if self._known is not None or len(self._drawn) == 0:
-            return self._known
-        return (self._drawn + 1) / (self._drawn + 1).sum()
-
-    @property
-    def sizes(self) -> Float[Tensor, "c"]:
-        """Samples of each class; where nobody knows, of those drawn so far. Empty until training starts."""
-        return self._drawn if self.counts is None else self.counts.double()
 
     @property
     def absorption(self) -> Float[Tensor, "c c"] | None:
@@ -181,6 +162,9 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
     def natural_probabilities(self, logits: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """Probabilities where classes are as frequent as in the training data.
 
+        Warns once where nobody knows that, since labels cannot be read without loading samples and the sampler need not
+        draw classes as they occur: pass `counts`.
+
         Args:
             logits: What the trained module says of any samples, in eval mode.
 
@@ -190,12 +174,8 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
         Raises:
             StiffnessError: Training has not started, or there is not one logit for each class.
         """
-        drawn = self.frequencies
-        if drawn is None:
-            raise StiffnessError(
-                "Class frequencies must be known, found none before training. Call fit first, or load a state."
-            )
-        wanted = drawn if self.counts is None else self.counts.double()
+        wanted, drawn = self.known_prior(), self.frequencies
+        assert drawn is not None
         trained = torch.ones_like(drawn) if self.logits else self.met(drawn)
         return probabilities_under_frequencies(logits, trained, wanted)
 
@@ -205,29 +185,30 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
         if stage != "fit":
             return
         if trainer.global_step == 0:  # a checkpoint is loaded after this
-            self.counts = self._known = self._statistics = None
-            self._drawn, self._batches = torch.zeros(0, dtype=torch.float64), 0
+            self._statistics, self._batches = None, 0
             self.forget()
         if self.sampling and self.targets is None and self._exchange is None:
-            self._exchange = LoaderExchange(trainer, self.rates, seed=self.seed, num_classes=self._number())
+            self._exchange = LoaderExchange(trainer, self.rates, seed=self.seed, num_classes=self.given_number())
 
     @override
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         acts = self.logits or self.shift or self.smoothing > 0
         if not (self.sampling or acts):
             return
-        found = known_counts(trainer, self._number()) if self.targets is None else None
-        number = self._number() or (None if found is None else len(found))
+        found, given = self.found_counts(trainer), self.given_number()
+        number = given or (None if found is None else len(found))
         if not acts:
             if number is not None:
-                self._begin(trainer, agreed_counts(found, self._given, number), number)
-                self.observe(
-                    trainer, pl_module, attempted(lambda: classifier_of(pl_module, number, self.classifier)[1])
-                )
+                self.begin_counting(trainer, found, number)
+                layer = attempted(lambda: classifier_for(pl_module, number, self.classifier, given)[1])
+                self.observe(trainer, pl_module, layer)
             return
-        name, layer = classifier_of(pl_module, number, self.classifier)
+        number = number or (known_number(trainer) if self.targets is None else None)
+        name, layer = classifier_for(pl_module, number, self.classifier, given)
         size = outputs_of(name, layer, number)
-        self._begin(trainer, agreed_counts(found, self._given, size), size)
+        if len(self._drawn) != size:
+            self._statistics = None
+        self.begin_counting(trainer, found, size)
         self.look_at_losses(pl_module)
         self._head = BalancedClassifier(name, layer, size, self._statistics, self.classifier is not None)
         length = planned_batches(trainer)
@@ -235,19 +216,15 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
         self.observe(trainer, pl_module, layer)
 
     @override
-    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """A sampler may have other rates in each epoch, and the loss other weights."""
-        if len(self._drawn):
-            self._known = known_frequencies(trainer, self.counts)
-            self.look_at_losses(pl_module)
-
-    @override
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._observer is not None:
             self._observer.before_batch()
+        is_needed = self._head is not None and (self.shift or self.smoothing or self._known is None)
+        labels = self._labels(batch) if is_needed else None
+        if self._check is not None:
+            self._check.see(batch, labels)
         if self._head is None:
             return
-        labels = self._labels(batch) if self.shift or self.smoothing or self._known is None else None
         if labels is not None and self._known is None:
             tally = torch.bincount(labels, minlength=len(self._drawn))
             self._drawn += trainer.strategy.reduce(tally, reduce_op="sum").cpu()
@@ -261,6 +238,7 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
 
     @override
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         means = self._means()
         if trainer.world_size > 1 and means is not None:
             means.pool(lambda values: trainer.strategy.reduce(values, reduce_op="sum"))
@@ -288,9 +266,6 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
             return {}
         means = self._means()
         return {
-            "counts": self.counts,
-            "frequencies": self.frequencies,
-            "drawn": self._drawn.clone(),
             "batches": self._batches,
             "means": None if means is None else means.state_dict(),
             **super().state_dict(),
@@ -300,20 +275,9 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not state_dict:
             return
-        self.counts, self._known = state_dict["counts"], state_dict["frequencies"]
-        self._drawn, self._batches = state_dict["drawn"].clone(), state_dict["batches"]
         super().load_state_dict(state_dict)
-        means = state_dict["means"]
+        self._batches, means = state_dict["batches"], state_dict["means"]
         self._statistics = None if means is None else ClassStatistics.from_state_dict(means)
-
-    def _begin(self, trainer: Any, counts: Tensor | None, size: int) -> None:
-        self.counts = counts
-        if len(self._drawn) != size:
-            self._drawn, self._statistics = torch.zeros(size, dtype=torch.float64), None
-        self._known = known_frequencies(trainer, counts)
-
-    def _number(self) -> int | None:
-        return self.num_classes if self._given is None else len(self._given)
 
     def _means(self) -> ClassStatistics | None:
         return self._statistics if self._head is None else self._head.statistics
@@ -332,7 +296,7 @@ class ClassGroupingBalancer(BalancingOfLosses, ObservedBalancing):
         return Step(self.offsets, labels, counts, chances, self.absorbers, smoothing)
 
     def _labels(self, batch: Any) -> Tensor:
-        labels = targets_of(batch) if self.targets is None else as_class_targets(self.targets(batch), batch_size(batch))
+        labels = batch_labels(batch, self.targets, is_only_smoothed=self._known is not None)
         if labels.device.type == "cpu" or self._batches == 0:  # elsewhere a look at them makes the device wait
             require_labels(labels, len(self._drawn))
         return labels

@@ -6,13 +6,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_stiffness.callbacks.balancing_counts import CountedBalancing
 from lightning_stiffness.callbacks.balancing_step import BalancedClassifier
 from lightning_stiffness.callbacks.loss_settings import LossSettings, loss_settings_of
-from lightning_stiffness.callbacks.namespace import Callback
 from lightning_stiffness.functional.logit_offsets import training_logit_adjustment
 
 
-class BalancingOfLosses(Callback):
+class BalancingOfLosses(CountedBalancing):
     """Knows the losses of the module, and is told of their backward passes.
 
     Attributes:
@@ -25,16 +25,7 @@ class BalancingOfLosses(Callback):
     _head: BalancedClassifier | None = None
 
     @property
-    def frequencies(self) -> Float[Tensor, "c"] | None:
-        """How often each class is drawn."""
-        raise NotImplementedError
-
-    @property
-    def sizes(self) -> Float[Tensor, "c"]:
-        """Samples of each class."""
-        raise NotImplementedError
-
-    @property
+    @override
     def offsets(self) -> Float[Tensor, "c"] | None:
         """What is added to the logits in training; None for nothing, and until training starts."""
         drawn = self.frequencies
@@ -47,6 +38,12 @@ class BalancingOfLosses(Callback):
     def met(self, drawn: Float[Tensor, "c"]) -> Float[Tensor, "c"]:
         """How often the loss meets each class, up to a factor, where classes are drawn so often."""
         return self.losses.met(drawn, self.smoothing)
+
+    @override
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if len(self.sizes):
+            self.look_at_losses(pl_module)
 
     @override
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:

@@ -17,7 +17,7 @@ from lightning_stiffness.callbacks.training_step import Loss, Targets, resolve_l
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.live import LiveGram, Rehearsal, rehearsed
 from lightning_stiffness.history import ProbeSummary, Reading
-from lightning_stiffness.labels import labels_of
+from lightning_stiffness.labels import unambiguous_labels_of
 from lightning_stiffness.probe import label_entropy
 from lightning_stiffness.samples import only_loader
 from lightning_stiffness.targets import as_class_targets, targets_of
@@ -225,7 +225,7 @@ class BatchReader:
 def _stored_labels(trainer: Any) -> Tensor:
     """Those of the training set; none where it does not tell."""
     with contextlib.suppress(StiffnessError):
-        stored = labels_of(only_loader(trainer.train_dataloader).dataset)
+        stored = unambiguous_labels_of(only_loader(trainer.train_dataloader).dataset)
         if stored is not None and len(stored) and int(stored.min()) >= 0:
             return stored
     return torch.zeros(0, dtype=torch.long)

@@ -12,7 +12,12 @@ from lightning_stiffness.callbacks.following import MonitorFollower
 from lightning_stiffness.callbacks.monitor import StiffnessMonitor
 from lightning_stiffness.callbacks.namespace import EarlyStopping, rank_zero_info, rank_zero_warn
 from lightning_stiffness.callbacks.progress import epochs_completed, logged_step
-from lightning_stiffness.callbacks.restoring import WeightCopies, require_whole_weights, wanted_steps
+from lightning_stiffness.callbacks.restoring import (
+    WeightCopies,
+    require_last_weights,
+    require_whole_weights,
+    wanted_steps,
+)
 from lightning_stiffness.callbacks.run_folder import run_folder
 from lightning_stiffness.callbacks.stopper_arguments import (
     Restore,
@@ -82,7 +87,8 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         source: The monitor whose readings are used, among the Trainer's callbacks or not. Not given: the one of them
             whose name `monitor` begins with, or one of its own.
         restore: Which weights the run ends with: "best", those of the reading that the rule holds for the best, or
-            "stop", those of the last step. The former not with FSDPStrategy and DeepSpeed.
+            "stop", those of the last step. The former not with FSDPStrategy and DeepSpeed, nor beside callbacks that
+            average weights.
         grace_epochs: Epochs before which no verdict acts.
         grace_steps: Optimizer steps before which no verdict acts.
 
@@ -153,6 +159,7 @@ class StiffnessEarlyStopping(MonitorFollower, EarlyStopping):
         require_spread(self._monitor(), self.criterion)
         if self.restore == "best":
             require_whole_weights(trainer)
+            require_last_weights(trainer)
         if stage == "fit":
             self.decision, self.restored_step = None, None
             if trainer.global_step == 0:  # a checkpoint is loaded after this

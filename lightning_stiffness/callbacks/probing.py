@@ -1,6 +1,8 @@
 """Which samples a run is measured on: what the user asks for, drawn by the first process, on the device of each."""
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,8 @@ from lightning_stiffness.callbacks.probe_pair import Mode, ProbePair
 from lightning_stiffness.callbacks.training_step import resolve_targets
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.gram.sharding import is_sharded
-from lightning_stiffness.probe import Probe, isolated_randomness
+from lightning_stiffness.probe import Probe
+from lightning_stiffness.random_states import isolated_randomness
 
 _SHOWN_CLASSES = 10
 
@@ -73,7 +76,7 @@ class ProbeRequest:
 
     def _drawn_pair(self, trainer: Any, targets: Callable[[Any], Tensor]) -> ProbePair:
         if self.mode == "train":
-            return ProbePair("train", self._drawn(trainer.train_dataloader, targets))
+            return ProbePair("train", self._drawn_for_training(trainer, targets))
         if not trainer.val_dataloaders:
             raise StiffnessError(
                 f'mode="{self.mode}" needs a validation dataloader and a validation_step, found none; pass one to fit, '
@@ -82,7 +85,7 @@ class ProbeRequest:
         validation = self._drawn(trainer.val_dataloaders, targets)
         if self.mode == "val":
             return ProbePair("val", validation)
-        return ProbePair("cross", self._drawn(trainer.train_dataloader, targets), validation)
+        return ProbePair("cross", self._drawn_for_training(trainer, targets), validation)
 
     def _given(self, targets: Callable[[Any], Tensor]) -> Probe:
         if isinstance(self.given, Probe):
@@ -91,17 +94,12 @@ class ProbeRequest:
             return Probe.from_loader(self.given, targets=targets, num_classes=self.num_classes)
         return Probe.from_batch(self.given, targets=targets, num_classes=self.num_classes)
 
-    def _drawn(self, loader: Any, targets: Callable[[Any], Tensor]) -> Probe:
-        if self.balanced:
-            return Probe.draw(loader, self.size, seed=self.seed, targets=targets, num_classes=self.num_classes)
-        return Probe.draw_by_chance(
-            loader,
-            self.size,
-            seed=self.seed,
-            variant=self.variant,
-            targets=targets,
-            num_classes=self.num_classes,
-        )
+    def _drawn_for_training(self, trainer: Any, targets: Callable[[Any], Tensor]) -> Probe:
+        return self._drawn(trainer.train_dataloader, targets, trainer.num_training_batches)
+
+    def _drawn(self, loader: Any, targets: Callable[[Any], Tensor], batches: float = math.inf) -> Probe:
+        draw = Probe.draw if self.balanced else functools.partial(Probe.draw_by_chance, variant=self.variant)
+        return draw(loader, self.size, seed=self.seed, targets=targets, num_classes=self.num_classes, batches=batches)
 
 
 def on_device(trainer: Any, pl_module: Any, batch: Any, seed: int) -> Any:

@@ -14,6 +14,7 @@ from lightning_stiffness.stopping import Criterion, Decision
 
 # Their processes hold a part of the weights each, and a module's state does not say how to gather them.
 SHARDING = ("FSDPStrategy", "DeepSpeedStrategy")
+AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
 
 
 @final
@@ -141,6 +142,21 @@ def require_whole_weights(trainer: Any) -> None:
         )
 
 
+def require_last_weights(trainer: Any) -> None:
+    """Refuses callbacks that put averaged weights in the place of the last ones when training ends.
+
+    Raises:
+        StiffnessError: There is one.
+    """
+    names = (kind.__name__ for callback in trainer.callbacks for kind in type(callback).__mro__)
+    found = next((name for name in names if name in AVERAGING), None)
+    if found is not None:
+        raise StiffnessError(
+            f'restore="best" decides which weights the run ends with, and so does {found}, which was found beside it. '
+            'Pass restore="stop" to stop and keep the averaged weights, or leave the averaging out.'
+        )
+
+
 def _parts(criterion: Criterion) -> Iterable[Criterion]:
     for part in getattr(criterion, "criteria", ()):
         yield part
@@ -148,10 +164,15 @@ def _parts(criterion: Criterion) -> Iterable[Criterion]:
 
 
 def _put_back(state: Mapping[str, Any], module: Any) -> None:
-    """In place: devices, dtypes and what the optimizer refers to stay. Strict where Lightning is with checkpoints."""
+    """In place: devices, dtypes and what the optimizer refers to stay.
+
+    A module may leave weights out of its state, such as those of a frozen backbone: then it does so now, too. If the
+    names differ from those of now, this is as strict as Lightning is with checkpoints.
+    """
     now = module.state_dict()
     shared = {name: shared_out(value, now[name]) if name in now else value for name, value in state.items()}
-    module.load_state_dict(shared, strict=getattr(module, "strict_loading", True))
+    is_strict = shared.keys() != now.keys() and getattr(module, "strict_loading", True)
+    module.load_state_dict(shared, strict=is_strict)
 
 
 def _copied(value: Any) -> Any:

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any, Protocol
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_stiffness.history import ProbeSummary
 from lightning_stiffness.loggers import RunCard
@@ -28,7 +29,8 @@ class Schedule(Protocol):
 
 def run_card(trainer: Any, pl_module: nn.Module, probe: ProbeSummary, schedule: Schedule) -> RunCard:
     """What is known of a run when it begins; it is asked for before the first step."""
-    size = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
+    trained = [parameter for parameter in pl_module.parameters() if parameter.requires_grad]
+    size = sum(parameter.numel() for parameter in trained if not is_lazy(parameter))
     batches = trainer.num_training_batches
     settings = {
         "measured on": f"{len(probe.strata) or 'the'} {KINDS[probe.mode]}, {probe.num_classes} classes",

@@ -255,7 +255,8 @@ def require_counts(counts: Tensor) -> Int[Tensor, "c"]:
     if empty:
         raise StiffnessError(
             f"Every class must have at least one sample, found {int(found[empty[0]])} of {_named(empty)}. Number the "
-            "classes from 0 without gaps, or leave the class out."
+            "classes from 0 without gaps, leave the class out or count it as one sample; samplers and balancers that "
+            "are given num_classes= never draw it."
         )
     return found.long()
 

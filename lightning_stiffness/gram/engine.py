@@ -1,5 +1,6 @@
 """The Gram matrix of per-sample loss gradients of any model, without holding the n x p gradients."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
@@ -7,7 +8,6 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from lightning_stiffness.batching import batch_size, join, take
 from lightning_stiffness.errors import StiffnessError
@@ -122,10 +122,10 @@ class GramEngine:
 
         with plainly(self._outermost):
             if within is not None:
-                self._check_a_few(batch)
-                return self._run(batch, work)
-            is_due = self._is_due(batch)
-            gram = self._run(batch, work)
+                return self._run(self._begun(batch), work)
+            measurement = self._measurement(batch)
+            is_due = self._is_due(measurement)
+            gram = self._run(measurement, work)
             return self._checked(batch, gram, work) if is_due else gram
 
     def cross_gram(self, first: Any, second: Any, *, by: Grouping = None, with_first: bool = False) -> CrossGram:
@@ -148,8 +148,7 @@ class GramEngine:
         batch = join([first, second])
         request = grouped(across(batch_size(first), batch_size(second), with_first), by)
         with plainly(self._outermost):
-            self._check_a_few(batch)
-            return self._run(batch, lambda measurement: measurement.cross_gram(request))
+            return self._run(self._begun(batch), lambda measurement: measurement.cross_gram(request))
 
     def class_cosine(self, batch: Any, targets: Int[Tensor, "n"], num_classes: int) -> ClassCosine:
         """The class matrix of mean cosines without the Gram matrix: linear in n, with memory for c x p sums.
@@ -174,8 +173,8 @@ class GramEngine:
         """
         require_classes(targets, batch_size(batch), num_classes)
         with plainly(self._outermost):
-            self._check_a_few(batch)
-            return self._run(batch, lambda measurement: class_cosine(measurement, targets, num_classes))
+            work = functools.partial(class_cosine, targets=targets, num_classes=num_classes)
+            return self._run(self._begun(batch), work)
 
     def class_alignment(
         self,
@@ -246,38 +245,35 @@ class GramEngine:
     def explain(self, batch: Any) -> Explanation:
         """What is computed how, and what it costs, for each parameter: `print(engine.explain(batch))`."""
         with plainly(self._outermost):
-            return self._run(batch, Measurement.explain)
+            return self._run(self._measurement(batch), Measurement.explain)
 
     def _aligned(self, batch: Any, work: Callable[[Measurement], Result]) -> Result:
         """Works on one of many batches; the first of its kind is checked."""
-        if self.check_every and not self._measurement(batch).plan.is_checked:
-            self._check_a_few(batch)
-        return self._run(batch, work)
-
-    def _run(self, batch: Any, work: Callable[[Measurement], Result]) -> Result:
-        """Works by a plan, and by an amended one for as long as the graph or a rule contradicts it."""
-        known = self._plans.knows(batch)
         measurement = self._measurement(batch)
+        if self.check_every and not measurement.plan.is_checked:
+            measurement = self._begun(batch)
+        return self._run(measurement, work)
+
+    def _run(self, measurement: Measurement, work: Callable[[Measurement], Result]) -> Result:
+        """Works by a plan, and by an amended one for as long as the graph or a rule contradicts it."""
         for _ in range(len(measurement.names) + 2):
             try:
-                return work(measurement)
-            except GraphChanged as changed:
-                if known:  # the plan may be out of date
-                    self._plans.forget(batch)
-                else:
-                    measurement.plan.set_apart(changed.parameters, str(changed))
-                known = False
-            except CheckpointError:  # torch lets a checkpointed activation be recomputed once, for its own backward
-                measurement.plan.leave_to_fallback(range(len(measurement.names)), "activation checkpointing")
-            except Declined as declined:
-                measurement.plan.leave_to_fallback(declined.parameters, str(declined))
-            except (RuntimeError, MemoryError) as cause:
-                if not is_out_of_memory(cause) or self.budget is not None or measurement.budget < SMALLEST:
+                result = work(measurement)
+            except (GraphChanged, Declined, RuntimeError, MemoryError) as cause:
+                if self._has_less_memory(measurement, cause):
+                    self._shrunk += 1
+                elif not self._plans.amend(measurement.plan, cause):
                     raise
-                self._shrunk += 1
-            measurement = self._measurement(batch)
+            else:
+                measurement.plan.is_used = True
+                return result
+            measurement = self._measurement(measurement.batch)
         measurement.plan.leave_to_fallback(range(len(measurement.names)), "what is computed differs from call to call")
         return work(measurement)
+
+    def _has_less_memory(self, measurement: Measurement, cause: Exception) -> bool:
+        """Whether there is less than was thought, and a smaller budget may do."""
+        return is_out_of_memory(cause) and self.budget is None and measurement.budget >= SMALLEST
 
     def _measurement(self, batch: Any) -> Measurement:
         n = batch_size(batch)
@@ -285,25 +281,27 @@ class GramEngine:
             raise StiffnessError("A batch must hold at least one sample, found none.")
         names = trainable(self.module)
         require_measurable_mode(self.module)
-        plan = self._plans.of(batch)
+        plan = self._plans.of(batch, names)
         budget = self.budget or default_budget(next(iter(names.values())).device) >> self._shrunk
         return Measurement(self.module, self._source, self._source.raw, plan, names, batch, n, budget)
 
-    def _is_due(self, batch: Any) -> bool:
+    def _is_due(self, measurement: Measurement) -> bool:
         """Begins a reading; whether it is to be checked."""
-        measurement = self._measurement(batch)
         self._readings += 1
         if self.check_every == 0:
             return False
         return not measurement.plan.is_checked or self._readings % self.check_every == 0
 
-    def _check_a_few(self, batch: Any) -> None:
-        """Begins a reading, and checks the routes on a few samples if that is due."""
-        if self._is_due(batch):
-            n = batch_size(batch)
-            generator = torch.Generator().manual_seed(self._checks)
-            few = take(batch, torch.randperm(n, generator=generator)[:FEW].sort().values, n)
-            self._checked(few, self._run(few, Measurement.gram))
+    def _begun(self, batch: Any) -> Measurement:
+        """Begins a reading whose result is not checked; the routes are, on a few samples, if that is due."""
+        measurement = self._measurement(batch)
+        if not self._is_due(measurement):
+            return measurement
+        n = measurement.samples
+        generator = torch.Generator().manual_seed(self._checks)
+        few = take(batch, torch.randperm(n, generator=generator)[:FEW].sort().values, n)
+        self._checked(few, self._run(self._measurement(few), Measurement.gram))
+        return self._measurement(batch)
 
     def _checked(self, batch: Any, gram: Gram, work: Callable[[Measurement], Gram] = Measurement.gram) -> Gram:
         """The Gram matrix once plain autograd has agreed; parameters at fault are measured anew by a safer route.
@@ -317,11 +315,14 @@ class GramEngine:
             measurement = self._measurement(batch)
             coarsest = [torch.empty(0, dtype=torch.bfloat16)] if self._source.has_autocast else []
             check = Check(measurement, self._checks, tolerance_of([*measurement.parameters, *coarsest]))
-            if check.agrees(gram):
-                measurement.plan.is_checked = True
-                return gram
-            self._distrust(measurement, check)
-            gram = self._run(batch, work)
+            try:
+                if check.agrees(gram):
+                    measurement.plan.is_checked = True
+                    return gram
+                self._distrust(measurement, check)
+            except GraphChanged as changed:  # the graph of the few samples that it looks at is another one
+                measurement.plan.set_apart(changed.parameters, str(changed))
+            gram = self._run(self._measurement(batch), work)
 
     def _distrust(self, measurement: Measurement, check: Check) -> None:
         """Sends the parameters at fault to the fallback; where it is the fallback itself, to its plainest form."""

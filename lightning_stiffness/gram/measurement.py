@@ -14,7 +14,7 @@ from lightning_stiffness.gram.fallback import Fallback
 from lightning_stiffness.gram.kept import Kept
 from lightning_stiffness.gram.memory import scratch_of
 from lightning_stiffness.gram.plan import Plan
-from lightning_stiffness.gram.products import SYMMETRIC_ROWS
+from lightning_stiffness.gram.products import SYMMETRIC_ROWS, one_blas_thread
 from lightning_stiffness.gram.results import CrossGram, Explanation, ExplanationRow, Gram
 from lightning_stiffness.gram.scale import unit_weights
 from lightning_stiffness.gram.totals import Request, Totals, everything
@@ -105,7 +105,8 @@ class Measurement:
         names, parameter = list(self.names), self.parameters[0]
         like = parameter.new_empty(0, dtype=torch.promote_types(parameter.dtype, torch.float32))
         totals = Totals(request, names, like, scratch_of(self.budget))
-        totals.losses, totals.weights = self._pass_all(request.order, totals)
+        with one_blas_thread():
+            totals.losses, totals.weights = self._pass_all(request.order, totals)
         batch = self._take(request.order) if self.plan.fallback else None
         for indices in totals.grouped(sorted(self.plan.fallback)):
             fallback = Fallback(self.module, self.loss, self.budget, self.plan.fallback_route)

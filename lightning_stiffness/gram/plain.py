@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final
@@ -64,14 +64,18 @@ def plainly(module: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         if "torch._dynamo" in sys.modules:  # nothing can be compiled without it, and its import takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for device_type in sorted({"cpu", *(parameter.device.type for parameter in module.parameters())} - {"meta"}):
+        parts = list(module.modules())
+        devices = {
+            parameter.device for part in parts for parameter in part._parameters.values() if parameter is not None
+        }
+        for device_type in sorted({"cpu", *(device.type for device in devices)} - {"meta"}):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))
-        for part in module.modules():
+        for part in parts:
             if isinstance(part, nn.parallel.DistributedDataParallel):
                 stack.callback(_without_communication(part))
-        stack.callback(_random_state(module))
-        stack.callback(_buffers(module))
+        stack.callback(_random_state(devices))
+        stack.callback(_buffers(parts))
         stack.enter_context(_switches.installed())
         for variable in (_without_checkpoints, _without_autocast):
             stack.callback(variable.reset, variable.set(True))
@@ -167,10 +171,9 @@ def _without_communication(part: nn.parallel.DistributedDataParallel) -> Callabl
     return lambda: vars(part).update(before)
 
 
-def _random_state(module: nn.Module) -> Callable[[], None]:
-    """Remembers the random states of the CPU and of the model's devices; what it returns puts them back."""
+def _random_state(devices: Iterable[torch.device]) -> Callable[[], None]:
+    """Remembers the random states of the CPU and of these devices; what it returns puts them back."""
     state = torch.get_rng_state()
-    devices = {parameter.device for parameter in module.parameters()}
     undo: list[Callable[[], None]] = [lambda: torch.set_rng_state(state)]
     for device in devices:
         backend: Any = getattr(torch, device.type, None)
@@ -186,11 +189,11 @@ def _random_state(module: nn.Module) -> Callable[[], None]:
     return put_back
 
 
-def _buffers(module: nn.Module) -> Callable[[], None]:
-    """Remembers the buffers of the parts that are in training mode; what it returns puts them back."""
+def _buffers(parts: Iterable[nn.Module]) -> Callable[[], None]:
+    """Remembers the buffers of those parts that are in training mode; what it returns puts them back."""
     kept = [
         (part, name, buffer, buffer.detach().clone())
-        for part in module.modules()
+        for part in parts
         if part.training
         for name, buffer in part._buffers.items()
         if buffer is not None

@@ -48,6 +48,8 @@ class Plan:
     """The entries that the output of each consumer holds for a sample; 0 where that is not known."""
     is_checked: bool = False
     """Whether plain autograd has agreed with it."""
+    is_used: bool = False
+    """Whether something was measured by it: if a graph contradicts it later, the model has changed."""
     found_sizes: dict[tuple[int, int], Any] = field(default_factory=dict)
     """How large what is found of a sample is, by how many parameters are left to the fallback or measured apart."""
     fallback_route: str = VECTORISED

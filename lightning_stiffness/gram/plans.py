@@ -1,12 +1,14 @@
 """The plans of an engine: one for each kind of batch, made when the kind is first seen."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from lightning_stiffness.batching import batch_size, take
+from lightning_stiffness.gram.collect import Declined, GraphChanged
 from lightning_stiffness.gram.fallback import VECTORISED
 from lightning_stiffness.gram.losses import LossSource
 from lightning_stiffness.gram.plan import TRIAL_SIZES, Plan, make_plan
@@ -34,31 +36,42 @@ class Plans:
     fallback_route: str = VECTORISED
     _known: dict[Hashable, Plan] = field(default_factory=dict)
 
-    def knows(self, batch: Any) -> bool:
-        """Whether there is a plan for batches of this kind."""
-        return self._kind(batch) in self._known
+    def amend(self, plan: Plan, cause: Exception) -> bool:
+        """Changes or drops a plan so that the cause of a failure is gone the next time; whether that can be done."""
+        if isinstance(cause, GraphChanged):
+            if plan.is_used:  # it may be out of date
+                self.forget(plan)
+            else:
+                plan.set_apart(cause.parameters, str(cause))
+        elif isinstance(cause, Declined):
+            plan.leave_to_fallback(cause.parameters, str(cause))
+        elif isinstance(cause, CheckpointError):  # what is checkpointed can be recomputed once, for its own backward
+            plan.leave_to_fallback(range(len(trainable(self.module))), "activation checkpointing")
+        else:
+            return False
+        return True
 
-    def forget(self, batch: Any) -> None:
-        """Drops the plan for batches of this kind."""
-        del self._known[self._kind(batch)]
+    def forget(self, plan: Plan) -> None:
+        """Drops a plan; the next batch of its kind has a new one."""
+        self._known = {kind: known for kind, known in self._known.items() if known is not plan}
 
     def distrust_all(self) -> None:
         """From now on all parameters go by the fallback, whose gradients have the same form in every batch."""
         self.mistrusted.update(trainable(self.module))
         self._known.clear()
 
-    def of(self, batch: Any) -> Plan:
-        """The plan for a batch, made if there is none."""
-        kind = self._kind(batch)
+    def of(self, batch: Any, names: Mapping[str, nn.Parameter]) -> Plan:
+        """The plan for a batch and the parameters that are trainable now, made if there is none."""
+        kind = self._kind(batch, names)
         if kind not in self._known:
-            plan = self._made(batch)
+            plan = self._made(batch, names)
             if len(self._known) == KEPT:
                 del self._known[next(iter(self._known))]
             self._known[kind] = plan
         return self._known[kind]
 
-    def _made(self, batch: Any) -> Plan:
-        names, n = trainable(self.module), batch_size(batch)
+    def _made(self, batch: Any, names: Mapping[str, nn.Parameter]) -> Plan:
+        n = batch_size(batch)
         few = max(TRIAL_SIZES)  # small batches are repeated: one sample alone does not show its axis
 
         def losses_of(k: int) -> Tensor:
@@ -69,9 +82,9 @@ class Plans:
         plan.fallback_route = self.fallback_route
         return plan
 
-    def _kind(self, batch: Any) -> Hashable:
+    def _kind(self, batch: Any, names: Mapping[str, nn.Parameter]) -> Hashable:
         """What a plan is made for: the parameters, the modes of all parts, and the shapes of one sample."""
-        parameters = tuple((name, p.dtype, p.device, p.shape) for name, p in trainable(self.module).items())
+        parameters = tuple((name, p.dtype, p.device, p.shape) for name, p in names.items())
         modes = tuple(part.training for part in self.module.modules())
         shapes = tuple((tensor.shape[1:], tensor.dtype) for tensor in tensors(batch))
         return parameters, modes, shapes, min(batch_size(batch), max(TRIAL_SIZES))

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -38,7 +38,7 @@ _whole_now: ContextVar[_Whole] = ContextVar("whole_now", default=_NOTHING)
 
 def is_sharded(module: nn.Module) -> bool:
     """Whether a process has a part of some parameter only; not so inside `whole`."""
-    return bool(_fully_sharded(module)) or any(_is_apart(part) for part in module.modules())
+    return bool(_fully_sharded(module)) or _are_apart(module.modules())
 
 
 @contextlib.contextmanager
@@ -169,7 +169,7 @@ def _with_own_methods(attributes: dict[str, Any]) -> Callable[[], None]:
 
 def _require_fully_sharded_alone(module: nn.Module, parts: list[Any]) -> None:
     covered = {id(each) for part in parts for each in part.modules()}
-    is_outside = any(_is_apart(part) for part in module.modules() if id(part) not in covered)
+    is_outside = _are_apart(part for part in module.modules() if id(part) not in covered)
     is_parallel = any(
         _origin(hook).startswith(_TENSOR)
         for part in module.modules()
@@ -180,12 +180,16 @@ def _require_fully_sharded_alone(module: nn.Module, parts: list[Any]) -> None:
         raise StiffnessError(f"{REQUIRED} found tensor parallelism, which module code is written for. {REMEDY}")
 
 
-def _is_apart(part: nn.Module) -> bool:
-    """Whether parameters of this part itself are not whole, FSDP2 aside."""
-    shards = _kinds(_TENSOR, "DTensor")
-    own = [parameter for parameter in part._parameters.values() if parameter is not None]
-    is_marked = any(isinstance(parameter, shards) or not _MARKS.isdisjoint(vars(parameter)) for parameter in own)
-    return is_marked or isinstance(part, _kinds(_FSDP, "FullyShardedDataParallel"))
+def _are_apart(parts: Iterable[nn.Module]) -> bool:
+    """Whether own parameters of one of the parts are not whole, FSDP2 aside."""
+    shards, wrappers = _kinds(_TENSOR, "DTensor"), _kinds(_FSDP, "FullyShardedDataParallel")
+
+    def is_apart(parameter: nn.Parameter | None) -> bool:
+        if parameter is None:
+            return False
+        return isinstance(parameter, shards) or not _MARKS.isdisjoint(vars(parameter))
+
+    return any(isinstance(part, wrappers) or any(map(is_apart, part._parameters.values())) for part in parts)
 
 
 def _is_split_twice(module: nn.Module) -> bool:
@@ -197,8 +201,10 @@ def _is_split_twice(module: nn.Module) -> bool:
 
 def _fully_sharded(module: nn.Module) -> list[Any]:
     """The parts that FSDP2 holds in its hands, without those that are whole now."""
-    kinds = _kinds(_FSDP, "FSDPModule")
-    return [part for part in module.modules() if isinstance(part, kinds) and id(part) not in _whole_now.get().parts]
+    kinds, whole_now = _kinds(_FSDP, "FSDPModule"), _whole_now.get().parts
+    if not kinds:
+        return []
+    return [part for part in module.modules() if isinstance(part, kinds) and id(part) not in whole_now]
 
 
 def _kinds(module: str, name: str) -> tuple[Any, ...]:

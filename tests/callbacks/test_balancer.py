@@ -80,6 +80,7 @@ def test_hooks_are_gone_afterwards():
     assert not module.net[-1]._forward_hooks
     assert not module.net[-1]._forward_pre_hooks
     assert "process_dataloader" not in vars(run.strategy)
+    assert "setup_data" not in vars(run.fit_loop)
 
 
 def test_copies_that_are_made_meanwhile_are_plain():
@@ -306,7 +307,7 @@ def test_a_run_goes_on_from_its_checkpoint(step, tmp_path):
     assert_identical(dict(module.state_dict()), dict(again.state_dict()))
     assert_identical(balancer.state_dict(), resumed.state_dict())
     state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["callbacks"]
-    own = {"counts", "frequencies", "drawn", "batches", "means"}
+    own = {"counts", "frequencies", "drawn", "natural", "batches", "means"}
     assert state["ClassGroupingBalancer"].keys() == {*own, "readings", "observed"}
     loaded, logits = ClassGroupingBalancer(), torch.randn(2, 3)
     loaded.load_state_dict(state["ClassGroupingBalancer"])
@@ -457,6 +458,11 @@ def labelled(labels):
     return DataLoader(TensorDataset(torch.randn(len(y), FEATURES), y), batch_size=10, shuffle=True)
 
 
+def unclear():
+    x, y = imbalanced().tensors
+    return DataLoader(TensorDataset(x, y % 2, y), batch_size=10, shuffle=True)
+
+
 def soft():
     y = F.one_hot(torch.arange(20) % 3, 3).float()
     return DataLoader(TensorDataset(torch.randn(20, FEATURES), y), batch_size=10)
@@ -480,7 +486,9 @@ def soft():
         (Classifier, lambda: labelled([0, 1, 2, 3] * 9), {"num_classes": 3}, r"in \[0, 3\), found 0 to 3"),
         (Classifier, data, {"counts": [29, 15, 6]}, r"found \[29, 15, 6\] given and \[30, 15, 5\] in the dataset"),
         (Classifier, data, {"counts": [30, 20]}, "Class labels must lie in"),
-        (Classifier, lambda: DataLoader(Stream(), 10), {}, "must be known to find the classifier"),
+        (Classifier, lambda: DataLoader(Stream(), 10), {}, "The number of classes must be known"),
+        (Classifier, unclear, {}, "found 2 candidates, (tensors|elements) 1, 2"),
+        (lambda: Classifier(4), data, {}, "Or pass num_classes=, if there are classes without a training sample"),
         (Classifier, soft, {"num_classes": 3}, "must be 10 integers"),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_stiffness.callbacks.balancing_classes import agreed_counts, outputs_of, require_labels
+from lightning_stiffness.callbacks.balancing_classes import agreed_counts, classifier_for, outputs_of, require_labels
 from lightning_stiffness.errors import StiffnessError
 
 
@@ -28,6 +28,28 @@ def test_counts_agree():
     many = torch.ones(20, dtype=torch.long)
     with pytest.raises(StiffnessError, match=r"\.\.\. \(20 classes\) given"):
         agreed_counts(many + 1, many, 20)
+
+
+def test_a_class_that_is_known_of_may_be_without_a_sample():
+    stored = torch.tensor([4, 2])
+    assert agreed_counts(stored, None, 3, may_be_empty=True).tolist() == [4, 2, 1]
+    assert agreed_counts(stored, torch.tensor([4, 2, 1]), 3, may_be_empty=True).tolist() == [4, 2, 1]
+    with pytest.raises(StiffnessError, match=r"found \[4, 2, 2\] given and \[4, 2, 1\]"):
+        agreed_counts(stored, torch.tensor([4, 2, 2]), 3, may_be_empty=True)
+
+
+def test_what_to_do_where_no_classifier_is_found():
+    module = nn.Sequential(nn.Linear(2, 5), nn.Linear(5, 4))
+    assert classifier_for(module, 4, None, None)[0] == "1"
+    assert classifier_for(module, None, "1", None)[0] == "1"
+    with pytest.raises(StiffnessError, match=r"The number of classes must be known .* Pass num_classes="):
+        classifier_for(module, None, None, None)
+    with pytest.raises(StiffnessError, match=r"with 3 outputs; found 0 of 2 .* Or pass num_classes=.*, or targets="):
+        classifier_for(module, 3, None, None)
+    for name, given in ((None, 3), ("2", None)):
+        with pytest.raises(StiffnessError) as refusal:
+            classifier_for(module, 3, name, given)
+        assert "Or pass" not in str(refusal.value)
 
 
 def test_labels_are_classes():

@@ -23,10 +23,11 @@ def fitted(case: str, folder: Path) -> list[dict[str, Any]]:
 
 def launched(case: str, folder: Path) -> list[dict[str, Any]]:
     """The same of a program that Lightning starts a second time by itself."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
     result = subprocess.run(
         [sys.executable, "-m", "tests.callbacks.distributed_fit", case, folder],
-        env=dict(os.environ, PYTHONPATH=".", OMP_NUM_THREADS="1", NCCL_DEBUG=""),
-        timeout=120,
+        env=dict(inherited, PYTHONPATH=".", OMP_NUM_THREADS="1", NCCL_DEBUG=""),
+        timeout=1200,
         capture_output=True,
         text=True,
         check=False,

@@ -69,7 +69,7 @@ def test_in_a_real_notebook():
         trainer.fit(Classifier(), loader())
     """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(code))])
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=None, startup_timeout=600, kernel_name="python3").execute()
     outputs = notebook.cells[0].outputs
     pictures = [one for one in outputs if one.output_type == "display_data" and "image/png" in one.data]
     assert len(pictures) == 1

@@ -135,3 +135,12 @@ def test_a_class_of_one_sample_has_no_value_of_its_own():
     assert matrix[3, 3].isnan()
     assert int(matrix.isnan().sum()) == 1
     assert monitor.history.series("within").isfinite().all()
+
+
+@pytest.mark.parametrize("limit", [{"limit_train_batches": 3}, {"overfit_batches": 3}])
+def test_only_samples_that_are_trained_on_are_measured(limit):
+    monitor, module, data = StiffnessMonitor(probe_size=60), Classifier(), loader(shuffle=False)
+    trainer([monitor], max_epochs=1, **limit).fit(module, data)
+    assert len(monitor.history.probe.strata) == 30
+    losses = cross_entropies(module, [part[:30] for part in data.dataset.tensors])
+    assert monitor.history[-1].loss == pytest.approx(float(losses.mean().detach()), rel=1e-5)

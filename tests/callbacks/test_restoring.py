@@ -9,12 +9,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import Callback, strategies
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_stiffness import Decision, History, StiffnessEarlyStopping, StiffnessError, StiffnessMonitor
-from lightning_stiffness.callbacks.restoring import SHARDING, WeightCopies, require_whole_weights, wanted_steps
+from lightning_stiffness.callbacks.restoring import (
+    AVERAGING,
+    SHARDING,
+    WeightCopies,
+    require_whole_weights,
+    wanted_steps,
+)
 from lightning_stiffness.stopping import All, Any, StiffnessDrop
 from tests.callbacks.modules import QUIET, Classifier, Memoriser, Rich, loader, mislabelled, trainer
 from tests.toy_history import toy_history
@@ -333,3 +340,36 @@ def test_copies_of_another_run_are_forgotten():
         before = {name: value.clone() for name, value in module.state_dict().items()}
         trainer([stopper], max_epochs=1).fit(module, loader(shuffle=False))
         assert_equal(module.state_dict(), before)
+
+
+def test_averaged_weights_and_the_best_ones_cannot_both_be_the_last():
+    averaging = StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1)
+    with pytest.raises(
+        StiffnessError, match=r'restore="best" decides .*so does StochasticWeightAveraging.* restore="stop"'
+    ):
+        fitted(Holds(2), callbacks=[averaging])
+
+
+def test_averaging_callbacks_have_these_names():
+    assert set(AVERAGING) <= set(dir(lightning_callbacks)) or not hasattr(lightning_callbacks, "WeightAveraging")
+
+
+class Adapted(Classifier):
+    """Keeps the weights of its last layer alone."""
+
+    def state_dict(self, *arguments, **options):
+        state = super().state_dict(*arguments, **options)
+        return {name: value for name, value in state.items() if name in list(state)[-2:]}
+
+
+def test_weights_that_the_module_leaves_out_stay_as_they_are():
+    module, copies = Adapted(), WeightCopies()
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    copies.keep(10, module, wanted={10})
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(7.0)
+    copies.restore(10, module)
+    now = list(module.parameters())
+    assert all(map(torch.equal, now[-2:], before[-2:]))
+    assert all(bool((parameter == 7.0).all()) for parameter in now[:-2])

@@ -6,9 +6,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 
+from lightning_stiffness import StiffnessError, StiffnessMonitor
 from lightning_stiffness.callbacks.run_card import registered_hyperparameters, run_card
-from tests.callbacks.modules import Classifier
+from tests.callbacks.modules import QUIET, Classifier, loader, trainer
 from tests.toy_history import toy_probe
+
+pytestmark = QUIET
 
 
 @dataclass
@@ -81,3 +84,13 @@ def test_what_lightning_will_log_as_hyperparameters():
     assert found(Registered(), Data()) == {"width": 3, "folds": 2, "logged": True}
     assert found(Registered(), Data(logged=False)) == {"width": 3}
     assert found(Classifier(), None) == {}
+
+
+def test_layers_without_a_size_yet_lead_to_one_clear_error():
+    class Lazy(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.LazyLinear(3)
+
+    with pytest.raises(StiffnessError, match="of a lazy layer that has not seen an input"):
+        trainer([StiffnessMonitor(probe_size=15)], max_epochs=1).fit(Lazy(), loader())

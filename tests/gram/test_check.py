@@ -140,3 +140,21 @@ def test_check_can_be_switched_off(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GramEngine(specimen.model, cross_entropy, check_every=0).gram(specimen.batch)
+
+
+def test_a_few_samples_may_have_another_graph_than_all():
+    """Whether the layer takes its bias at once depends on the batch, what it computes does not."""
+    model, n = nn.Linear(4, 3), 40
+    batch = torch.randn(n, 4), torch.arange(n) % 3, torch.arange(n) == 0
+
+    def losses(module, batch):
+        x, y, is_marked = batch
+        logits = x @ module.weight.T + module.bias if bool(is_marked.any()) else module(x)
+        return nn.functional.cross_entropy(logits, y, reduction="none")
+
+    expected, _ = loop_gram(model, losses, batch)
+    for engine in (GramEngine(model, losses), GramEngine(model, losses, check_every=1)):
+        for _ in range(3):
+            gram = engine.gram(batch)
+            torch.testing.assert_close(gram.matrix, expected, rtol=1e-4, atol=1e-6)
+        assert engine.class_cosine(batch, batch[1], 3).matrix.isfinite().all()

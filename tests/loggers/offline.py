@@ -17,6 +17,7 @@ def offline_wandb(folder: Path, mode: str = "offline") -> Iterator[None]:
             patch.setenv(f"WANDB_{place}", str(folder / place.lower()))
         for name, value in {"MODE": mode, "SILENT": "true", "CONSOLE": "off", "ERROR_REPORTING": "false"}.items():
             patch.setenv(f"WANDB_{name}", value)
+        patch.setenv("WANDB__SERVICE_WAIT", "600")  # seconds; a busy machine
         wandb.teardown()  # it reads the environment once
         try:
             yield

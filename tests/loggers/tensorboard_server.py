@@ -1,7 +1,7 @@
 """A real TensorBoard on this machine, and what can be seen in its pages."""
 
 import json
-import socket
+import re
 import subprocess
 import sys
 import urllib.request
@@ -35,16 +35,18 @@ return read(document.body).replace(/\\s+/g, " ");
 @contextmanager
 def tensorboard(logdir, *options):
     """Its address, once it has read what is there."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
-    with open(logdir.parent / "tensorboard.log", "w") as log:
+    printed = logdir.parent / "tensorboard.log"
+    with printed.open("w") as log:
         server = subprocess.Popen(
-            [*command, "--port", str(port), "--reload_interval", "1", *options], stdout=log, stderr=subprocess.STDOUT
+            [*command, "--port", "0", "--reload_interval", "1", *options], stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            yield _ready(f"http://127.0.0.1:{port}", len(list(logdir.iterdir())))
+            found = waited(
+                lambda: re.search(r"at (http://[\d.:]+)/", printed.read_text()), lambda match: match is not None
+            )
+            assert found is not None, printed.read_text()
+            yield _ready(found[1], len(list(logdir.iterdir())))
         finally:
             server.terminate()
             server.wait()

@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lightning_stiffness.loggers import Board, RunCard, boards_of, log_scalars
 from lightning_stiffness.loggers.tensorboard import TensorBoardBoard
+from tests.loggers.offline import offline_wandb
 from tests.toy_balance import toy_readings
 from tests.toy_history import toy_history, toy_probe
 
@@ -97,17 +98,14 @@ def test_no_logger_is_no_trouble():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_wandb_takes_both_offline(tmp_path, monkeypatch):
+def test_wandb_takes_both_offline(tmp_path):
     pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    logger = WandbLogger(save_dir=tmp_path, offline=True, project="tests")
-    try:
+    with offline_wandb(tmp_path):
+        logger = WandbLogger(save_dir=tmp_path, offline=True, project="tests")
         log_scalars([logger], {"stiffness/within": 0.5}, 4)
         (board,) = boards_of([logger], "stiffness")
         board.text("stiffness/decision", "why", 4)
         summary = dict(logger.experiment.summary)
-    finally:
-        logger.experiment.finish()
     assert summary["stiffness/within"] == 0.5
     assert summary["trainer/global_step"] == 4
     assert "stiffness/decision" in summary
