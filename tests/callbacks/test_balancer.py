@@ -559,13 +559,13 @@ def test_weights_of_a_function_are_seen_too_late():
         fit(ClassGroupingBalancer(shift=False), Weighted(by_function=True))
 
 
-def test_a_class_that_is_never_drawn():
-    rates = torch.tensor([0.5, 0.5, 0.0])
-    balancer = ClassGroupingBalancer(rates=rates, shift=False)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_that_is_never_drawn(smoothing):
+    """It counts as one sample."""
+    balancer = ClassGroupingBalancer(rates=torch.tensor([0.5, 0.5, 0.0]), shift=False, smoothing=smoothing)
     fit(balancer)
-    assert balancer.offsets.exp().tolist() == pytest.approx([0.45 + 0.1 / 3] * 2 + [0.1 / 3])
-    with pytest.raises(StiffnessError, match="never met has no finite offset"):
-        fit(ClassGroupingBalancer(rates=rates, shift=False, smoothing=0.0))
+    met = (1 - smoothing) * torch.tensor([25.0, 25.0, 1.0], dtype=torch.float64) / 51 + smoothing / 3
+    assert torch.allclose(balancer.offsets, met.log())
 
 
 class Cosine(nn.Module):
