@@ -132,6 +132,16 @@ def _even_gram(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n n"]:
     return torch.where(same, classes - 1.0, -1.0).to(lost).mul_(lost).mul_(lost.T * (classes / (classes - 1) ** 2))
 
 
+def _even_errors(probabilities: Tensor, targets: Tensor) -> Float[Tensor, "n c"]:
+    """The errors that `_even_gram` is of: what a sample loses, in equal parts at the other classes."""
+    classes = probabilities.shape[1]
+    if classes < 2:
+        raise StiffnessError(f"At least 2 classes are needed, found {classes}: alone, a class loses nothing to others.")
+    own = targets.long()[:, None]
+    lost = 1 - probabilities.gather(1, own)
+    return (lost / (classes - 1)).expand(-1, classes).scatter(1, own, -lost)
+
+
 def _input_gram(features: Tensor, bias: bool) -> Float[Tensor, "n n"]:
     return row_products(features.double()) + float(bias)
 
@@ -146,19 +156,81 @@ def measure_levels(
         loss: Its loss, (module, batch) -> losses [n].
         batch: The samples, such as a class-balanced `Probe`'s.
         targets: Their classes.
-        layer: The linear layer that makes the logits.
+        layer: The layer that makes the logits: a linear one, or any other with trainable parameters.
 
     Returns:
-        The cosines of both levels: two forward passes and a Gram matrix of the features.
+        The cosines of both levels: two forward passes and a Gram matrix of the features; of a layer that is not linear
+        a third pass and a Gram matrix, for its chance.
 
     Raises:
-        StiffnessError: The layer is not called once with a row for each sample, or as `GramEngine.gram`.
+        StiffnessError: The layer is not called once with a row for each sample, it is not linear and has no trainable
+            parameters, or as `GramEngine.gram`.
 
     Source: ours.
     """
     inputs, logits = seen_at(layer, lambda: loss(engine.module, batch), len(targets))
-    gram = engine.gram(batch, by=level_of(engine.module, layer))
-    return levels_of(inputs, logits, targets, gram.parts.get(FEATURES), has_bias(layer))
+    parts = engine.gram(batch, by=level_of(engine.module, layer)).parts
+    if is_linear(layer):
+        return levels_of(inputs, logits, targets, parts.get(FEATURES), has_bias(layer))
+    chance = chance_at(engine.module, layer, loss, batch, (logits, targets))
+    return levels_of_grams(parts[CLASSIFIER], chance, logits, targets, parts.get(FEATURES))
+
+
+def chance_at(
+    module: nn.Module,
+    layer: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    batch: Any,
+    seen: tuple[Float[Tensor, "n c"], Int[Tensor, "n"]],
+) -> Float[Tensor, "n n"]:
+    """`chance_gram` of a classifier of any kind: the Gram matrix of the gradients that it would have by chance.
+
+    Args:
+        module: The module, in eval mode.
+        layer: The classifier.
+        loss: As of `measure_levels`.
+        batch: The samples.
+        seen: What the classifier makes of them, and their classes.
+
+    Raises:
+        StiffnessError: The classifier has no trainable parameters, there is one class, or as `GramEngine.gram`.
+    """
+    if not any(parameter.requires_grad for parameter in layer.parameters()):
+        raise StiffnessError(
+            f"The classifier must be a Linear layer or have trainable parameters, found none in "
+            f"{type(layer).__name__}. Name the module that holds them and gives the logits."
+        )
+    logits, targets = seen
+    errors = _even_errors(logits.detach().double().softmax(1), targets.to(logits.device)).to(logits)
+    engine = GramEngine(module, _ErrorLoss(layer, loss))
+    return engine.gram((batch, errors), by=level_of(module, layer)).parts[CLASSIFIER]
+
+
+class _ErrorLoss:
+    """Losses with given gradients with respect to the logits."""
+
+    def __init__(self, layer: nn.Module, loss: Callable[[Any, Any], Tensor]) -> None:
+        self._layer, self._loss = layer, loss
+
+    def __call__(self, module: nn.Module, batch: tuple[Any, Float[Tensor, "n c"]]) -> Float[Tensor, "n"]:
+        samples, errors = batch
+        seen: list[Tensor] = []
+        handle = self._layer.register_forward_hook(lambda _, inputs, output: seen.append(output))
+        try:
+            self._loss(module, samples)
+        finally:
+            handle.remove()
+        return (seen[0] * errors.to(seen[0])).sum(1)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is a Linear one whose own parameters are its weights, so that `classifier_gram` holds for it.
+
+    Not one with adapters (LoRA) or with a weight made of other parameters (weight_norm).
+    """
+    return getattr(type(layer), "forward", None) is nn.Linear.forward and "weight" in dict(
+        layer.named_parameters(recurse=False)
+    )
 
 
 def level_of(module: nn.Module, layer: nn.Module) -> Callable[[str], str]:
@@ -188,9 +260,27 @@ def levels_of(
     targets = require_targets(targets.to(logits.device), len(targets), logits.shape[1])
     probabilities = logits.double().softmax(1)
     seen = _input_gram(inputs, bias)
+    own = _error_gram(probabilities, targets).mul_(seen)
+    return levels_of_grams(own, _even_gram(probabilities, targets).mul_(seen), logits, targets, features)
+
+
+def levels_of_grams(
+    own: Float[Tensor, "n n"],
+    chance: Float[Tensor, "n n"],
+    logits: Float[Tensor, "n c"],
+    targets: Int[Tensor, "n"],
+    features: Float[Tensor, "n n"] | None,
+) -> StiffnessLevels:
+    """Both levels from their Gram matrices: of the classifier as it is and as by chance (`chance_at`), the features.
+
+    Raises:
+        StiffnessError: A target is none of the classes.
+    """
+    targets = require_targets(targets.to(logits.device), len(targets), logits.shape[1])
+    probabilities = logits.double().softmax(1)
     return StiffnessLevels(
-        classifier=cosine_pairs(_error_gram(probabilities, targets).mul_(seen)),
-        chance=cosine_pairs(_even_gram(probabilities, targets).mul_(seen)),
+        classifier=cosine_pairs(own),
+        chance=cosine_pairs(chance),
         features=None if features is None else cosine_pairs(features),
         targets=targets,
         num_classes=logits.shape[1],
@@ -202,16 +292,19 @@ def seen_at(layer: nn.Module, run: Callable[[], Any], samples: int) -> tuple[Ten
     """What a layer is given, and what it makes of it, while a function runs without gradients.
 
     Raises:
-        StiffnessError: The layer is not called once with a row for each sample.
+        StiffnessError: The layer is not called once with a row for each sample; what is not linear may be given more
+            than a matrix.
     """
     seen: list[tuple[Any, Any]] = []
-    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    handle = layer.register_forward_hook(
+        lambda _, inputs, named, output: seen.append(((*inputs, *named.values())[0], output)), with_kwargs=True
+    )
     try:
         with torch.no_grad():
             run()
     finally:
         handle.remove()
-    if len(seen) != 1 or any(value.ndim != 2 or len(value) != samples for value in seen[0]):
+    if len(seen) != 1 or any(value.ndim != 2 or len(value) != samples for value in seen[0][not is_linear(layer) :]):
         raise StiffnessError(
             f"The classifier must be called once, with a row for each of {samples} samples; found "
             f"{[tuple(value.shape) for call in seen for value in call]} as inputs and outputs. Pass the layer that "

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.stiffness import class_matrix, cosine_pairs
 from lightning_stiffness.gram import GramEngine
-from lightning_stiffness.levels import chance_gram, classifier_gram, measure_levels
+from lightning_stiffness.levels import chance_gram, classifier_gram, is_linear, measure_levels
 
 
 def losses(module, batch):
@@ -45,6 +45,73 @@ def test_levels_are_those_of_the_gradients(bias):
         assert torch.allclose(found, expected, atol=1e-9, equal_nan=True)
     assert torch.equal(levels.classifier_matrix, class_matrix(levels.classifier, batch[1], batch[1], 4))
     assert levels.feature_matrix.shape == (4, 4)
+
+
+class Scaled(nn.Module):
+    """A cosine classifier: no linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 7, dtype=torch.float64))
+
+    def forward(self, x):
+        return 5 * F.normalize(x, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+class Lora(nn.Linear):
+    def __init__(self):
+        super().__init__(7, 4, dtype=torch.float64)
+        self.down, self.up = nn.Linear(7, 2, dtype=torch.float64), nn.Linear(2, 4, dtype=torch.float64)
+        self.weight.requires_grad_(False)
+
+    def forward(self, x):
+        return super().forward(x) + 2 * self.up(self.down(x))
+
+
+HEADS = {
+    "perceptron": lambda: nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 4)).double(),
+    "normed": lambda: nn.Sequential(nn.LayerNorm(7), nn.Linear(7, 4)).double(),
+    "cosine": Scaled,
+    "lora": Lora,
+    "weight_norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(7, 4).double()),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+def test_heads_of_other_kinds_are_measured_by_their_gradients(head):
+    module, batch = made()
+    module[2] = head()
+    assert not is_linear(module[2])
+    levels = measure_levels(GramEngine(module, losses), losses, batch, batch[1], module[2])
+    own = [parameter for parameter in module[2].parameters() if parameter.requires_grad]
+    rows = gradients(module, batch, own)
+    assert torch.allclose(levels.classifier, cosine_pairs(rows @ rows.T), atol=1e-9, equal_nan=True)
+    even = []
+    for x, y in zip(*batch, strict=True):
+        logits = module(x[None])[0]
+        lost = 1 - logits.detach().softmax(0)[y]
+        error = torch.where(torch.arange(4) == y, -lost, lost / 3)
+        even.append(torch.cat([part.flatten() for part in torch.autograd.grad(logits @ error, own)]))
+    even = torch.stack(even)
+    assert torch.allclose(levels.chance, cosine_pairs(even @ even.T), atol=1e-9, equal_nan=True)
+    assert levels.feature_matrix.shape == (4, 4)
+
+
+def test_a_head_without_parameters_has_no_level():
+    module, batch = made()
+    module.append(nn.Flatten())
+    with pytest.raises(
+        StiffnessError, match="must be a Linear layer or have trainable parameters, found none in Flatten"
+    ):
+        measure_levels(GramEngine(module, losses), losses, batch, batch[1], module[3])
+
+
+def test_a_frozen_linear_layer_is_measured_all_the_same():
+    module, batch = made()
+    expected = measure_levels(GramEngine(module, losses), losses, batch, batch[1], module[2])
+    module[2].requires_grad_(False)
+    found = measure_levels(GramEngine(module, losses), losses, batch, batch[1], module[2])
+    assert torch.allclose(found.classifier, expected.classifier, equal_nan=True)
 
 
 def test_the_closed_form_is_the_gram_of_the_gradients():

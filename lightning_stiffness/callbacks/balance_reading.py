@@ -22,7 +22,18 @@ from lightning_stiffness.functional.tally import class_sums
 from lightning_stiffness.gram import CrossGram, Gram, GramEngine
 from lightning_stiffness.gram.sharding import whole
 from lightning_stiffness.grouping import agreement, class_groups
-from lightning_stiffness.levels import FEATURES, StiffnessLevels, has_bias, level_of, levels_of, seen_at
+from lightning_stiffness.levels import (
+    CLASSIFIER,
+    FEATURES,
+    StiffnessLevels,
+    chance_at,
+    has_bias,
+    is_linear,
+    level_of,
+    levels_of,
+    levels_of_grams,
+    seen_at,
+)
 
 FEWEST, MOST = 100, 200  # samples of a probe, ten of each class between them; four of each where there are many
 
@@ -186,9 +197,12 @@ class BalanceReader:
         else:  # each sample twice: with the loss that counts, and with the one that is trained
             trained = samples, plain[1] + now.offsets.to(plain[1])
             found = self._engine.cross_gram(plain, trained, by=by, with_first=True)
-        features = found.parts.get(FEATURES)
-        features = None if features is None else features[:, :n]
-        levels = levels_of(inputs, logits, targets, features, has_bias(self._layer))
+        parts = {level: part[:, :n] for level, part in found.parts.items()}
+        if is_linear(self._layer):
+            levels = levels_of(inputs, logits, targets, parts.get(FEATURES), has_bias(self._layer))
+        else:
+            chance = chance_at(self._engine.module, self._layer, self._loss, plain, (logits, targets))
+            levels = levels_of_grams(parts[CLASSIFIER], chance, logits, targets, parts.get(FEATURES))
         return levels, found.matrix[:, -n:], logits
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_stiffness.callbacks.agreement import attempted
 from lightning_stiffness.callbacks.balancing_classes import require_labels
+from lightning_stiffness.callbacks.layer_hooks import LayerHook, forget_compiled_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,8 @@ class ValidationTally:
         self._num_classes, self._targets, self._natural, self._report = num_classes, targets, natural, report
         self._labels: Tensor | None = None
         self._sums = self._nothing()
-        uncompiled: Callable[[Any], Any] = torch.compiler.disable
-        self._handle = layer.register_forward_hook(uncompiled(self._on_output))
+        self._handle = layer.register_forward_hook(LayerHook(layer, self._on_output))
+        forget_compiled_code()
 
     def begin(self) -> None:
         """A pass over the validation data begins."""
@@ -83,6 +84,7 @@ class ValidationTally:
     def remove(self) -> None:
         """Takes the hook off the layer."""
         self._handle.remove()
+        forget_compiled_code()
 
     def _remember(self, batch: Any) -> None:
         labels = self._targets(batch)

@@ -10,8 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_stiffness.callbacks.agreement import attempted
-from lightning_stiffness.callbacks.balancing_classes import classifier_for, outputs_of, require_labels, smoothing_of
-from lightning_stiffness.callbacks.balancing_counts import CountedBalancing
+from lightning_stiffness.callbacks.balancing_backward import BalancingOfLosses
+from lightning_stiffness.callbacks.balancing_classes import classifier_for, outputs_of, require_labels
 from lightning_stiffness.callbacks.balancing_labels import batch_labels
 from lightning_stiffness.callbacks.balancing_loader import LoaderExchange, known_number
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics, absorption
@@ -20,14 +20,14 @@ from lightning_stiffness.callbacks.namespace import require_same_namespace
 from lightning_stiffness.callbacks.progress import planned_batches
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_rates import power_rates
-from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies, training_logit_adjustment
+from lightning_stiffness.functional.logit_offsets import probabilities_under_frequencies
 from lightning_stiffness.functional.smoothed_labels import require_smoothing
 from lightning_stiffness.sampling import Rates, generator_of
 
 _BATCHES_OF_A_STREAM: Final = 100  # warm-up where nobody knows how long training lasts
 
 
-class ClassGroupingBalancer(CountedBalancing):
+class ClassGroupingBalancer(BalancingOfLosses):
     """Trains a classifier for balanced accuracy: each class counts the same, however few samples it has.
 
     Three parts, each of which can be switched off, and a fourth that can be switched on:
@@ -58,11 +58,15 @@ class ClassGroupingBalancer(CountedBalancing):
 
     Mixed inputs (mixup, CutMix): with labels mixed inside the training step, `shift` and `smoothing` would take mixed
     samples for those of the batch's labels; switch them off. The other parts remain right, since log q_c is a part of
-    the softmax that both labels are compared with. Loss: a cross entropy, with any weights and reduction; for another
-    one switch `logits` and `smoothing` off. One that smooths labels itself is seen if it is a `CrossEntropyLoss` of
-    the module, and not smoothed again; take it out of a function. Gradient accumulation, mixed precision,
-    DDP, FSDP2 and torch.compile work (without `fullgraph`, since the hooks run uncompiled). Heads for tokens or pixels
-    ([n, t, c]) do not.
+    the softmax that both labels are compared with. Loss: a softmax cross entropy with any reduction; for another one
+    switch `logits` and `smoothing` off. Smoothing and class weights of its own (log q_c becomes log q_c w_c) are seen
+    in a `CrossEntropyLoss` that the module holds; take them out of functions. The first loss is looked at: where it is
+    computed of other logits than those of the layer found, an error says so (a warning, if you have named the layer).
+
+    A head that is called several times in a step gets log q_c each time; the batch's labels are taken to be those of
+    the first call with gradients (after each backward pass anew), which alone is smoothed and shifted. Gradient
+    accumulation, mixed precision, DDP, FSDP2 and torch.compile work (without `fullgraph`, since the hooks run
+    uncompiled). Heads for tokens or pixels ([n, t, c]) do not. `torch.jit.script` cannot be called while training.
 
     Under DDP each process draws its own part of a pass; class means are pooled at the end of each epoch.
 
@@ -81,7 +85,8 @@ class ClassGroupingBalancer(CountedBalancing):
             loader is loaded again, or counted while training.
         num_classes: Number of classes; that of the counts, or of the dataset's labels when not given. Given: a class
             may be without a training sample (a fold of a long tail); it is never drawn, and counts as one sample.
-        classifier: Name of the layer that makes the logits. Not given: the only Linear layer with an output per class.
+        classifier: Name of the layer or module that gives the logits to the loss, of any kind. Not given: the only
+            Linear layer with an output per class, with its adapter (LoRA) if it has one.
         targets: batch -> integer classes [n]. Not given: the second element of the batch, or its "labels", "targets",
             "y" ... Given: the labels that the dataset stores may be other ones, so they are not used, and `sampling`
             needs a loader of `make_balanced_loader`.
@@ -140,17 +145,7 @@ class ClassGroupingBalancer(CountedBalancing):
         self.classifier, self.targets, self.warmup, self.seed = classifier, targets, warmup, seed
         self._statistics: ClassStatistics | None = None
         self._exchange: LoaderExchange | None = None
-        self._head: BalancedClassifier | None = None
-        self._batches, self._first_shift, self._own_smoothing = 0, 0.0, 0.0
-
-    @property
-    @override
-    def offsets(self) -> Float[Tensor, "c"] | None:
-        """What is added to the logits in training; None for nothing, and until training starts."""
-        drawn = self.frequencies
-        if drawn is None or not self.logits:
-            return None
-        return training_logit_adjustment(drawn, smoothing=self._own_smoothing or self.smoothing)
+        self._batches, self._first_shift = 0, 0.0
 
     @property
     def absorption(self) -> Float[Tensor, "c c"] | None:
@@ -181,7 +176,8 @@ class ClassGroupingBalancer(CountedBalancing):
         """
         wanted, drawn = self.known_prior(), self.frequencies
         assert drawn is not None
-        return probabilities_under_frequencies(logits, torch.ones_like(drawn) if self.logits else drawn, wanted)
+        trained = torch.ones_like(drawn) if self.logits else self.met(drawn)
+        return probabilities_under_frequencies(logits, trained, wanted)
 
     @override
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -199,7 +195,6 @@ class ClassGroupingBalancer(CountedBalancing):
         acts = self.logits or self.shift or self.smoothing > 0
         if not (self.sampling or acts):
             return
-        self._own_smoothing = smoothing_of(pl_module)
         found, given = self.found_counts(trainer), self.given_number()
         number = given or (None if found is None else len(found))
         if not acts:
@@ -214,7 +209,8 @@ class ClassGroupingBalancer(CountedBalancing):
         if len(self._drawn) != size:
             self._statistics = None
         self.begin_counting(trainer, found, size)
-        self._head = BalancedClassifier(name, layer, size, self._statistics)
+        self.look_at_losses(pl_module)
+        self._head = BalancedClassifier(name, layer, size, self._statistics, self.classifier is not None)
         length = planned_batches(trainer)
         self._first_shift = self.warmup * length if length < math.inf else _BATCHES_OF_A_STREAM
         self.observe(trainer, pl_module, layer)
@@ -287,7 +283,7 @@ class ClassGroupingBalancer(CountedBalancing):
         return self._statistics if self._head is None else self._head.statistics
 
     def _step(self, labels: Tensor | None, rank: int) -> Step:
-        smoothing = 0.0 if self._own_smoothing else self.smoothing
+        smoothing = 0.0 if self.losses.smoothing else self.smoothing
         if labels is None or not (self.shift or smoothing):
             return Step(self.offsets)
         if not self.shift:

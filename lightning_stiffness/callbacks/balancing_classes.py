@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lightning_stiffness.callbacks.balancing_head import classifier_of
+from lightning_stiffness.callbacks.balancing_head import classifier_of, one_output
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.functional.class_rates import require_counts
 
@@ -31,6 +31,8 @@ def outputs_of(name: str, layer: nn.Module, number: int | None) -> int:
             f"The number of classes must be known, and {type(layer).__name__} {name!r} does not tell its number of "
             "outputs. Pass num_classes=."
         )
+    if number == 2 and int(found) == 1:
+        raise StiffnessError(one_output(name))
     if number is not None and int(found) < number:
         raise StiffnessError(
             f"The classifier must have an output for each class, found {found} outputs of {name!r} for {number} "
@@ -61,7 +63,7 @@ def classifier_for(module: nn.Module, number: int | None, name: str | None, give
         return classifier_of(module, number, name)
     except StiffnessError as error:
         sizes = {getattr(layer, "out_features", None) for layer in module.modules()}
-        if name is not None or given is not None or number in sizes:
+        if name is not None or given is not None or number in sizes or (number == 2 and 1 in sizes):
             raise
         raise StiffnessError(
             f"{error} Or pass num_classes=, if there are classes without a training sample, or targets=, if the labels "
@@ -117,16 +119,6 @@ def require_labels(labels: Tensor, num_classes: int) -> None:
             f"Class labels must lie in [0, {num_classes}), found {int(labels.min())} to {int(labels.max())}. Leave out "
             "unlabelled samples, pass num_classes=, or targets= if these are not the classes."
         )
-
-
-def smoothing_of(module: nn.Module) -> float:
-    """The label smoothing of the losses that a module holds, 0 if none of them has any.
-
-    >>> smoothing_of(nn.ModuleList([nn.CrossEntropyLoss(label_smoothing=0.1)]))
-    0.1
-    """
-    losses = [part for part in module.modules() if isinstance(part, nn.CrossEntropyLoss)]
-    return max((float(part.label_smoothing) for part in losses), default=0.0)
 
 
 def _short(counts: Tensor) -> str:

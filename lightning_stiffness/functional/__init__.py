@@ -46,6 +46,7 @@ from lightning_stiffness.functional.logit_offsets import (
     balanced_softmax_loss,
     posthoc_logit_adjustment,
     probabilities_under_frequencies,
+    smoothed_frequencies,
     training_logit_adjustment,
 )
 from lightning_stiffness.functional.smoothed_labels import smoothed_label_logits
@@ -104,6 +105,7 @@ __all__ = [
     "sample_weights",
     "sign_pairs",
     "sign_stiffness",
+    "smoothed_frequencies",
     "smoothed_label_logits",
     "square_root_rates",
     "suggested_labels",

@@ -23,7 +23,7 @@ def training_logit_adjustment(
     takes the place of f_c: log f_c would prefer small classes, the more the smaller (ours; measured in the docs).
 
     Args:
-        frequencies: how often each class is drawn in training; made to sum to 1.
+        frequencies: how often each class is drawn in training; made to sum to 1. With smoothing, some may be 0.
         tau: strength; 1 makes the test-time logits those of equal class frequencies, where the loss is minimal.
         smoothing: s, the share of each label that the loss spreads evenly over all classes, in [0, 1).
 
@@ -39,11 +39,30 @@ def training_logit_adjustment(
     >>> training_logit_adjustment(torch.tensor([0.9, 0.1]))
     tensor([-0.1054, -2.3026])
     """
+    return tau * _log_shares(smoothed_frequencies(frequencies, smoothing))
+
+
+def smoothed_frequencies(frequencies: Float[Tensor, "c"], smoothing: float) -> Float[Tensor, "c"]:
+    """How often classes are met in a loss whose labels are smoothed: (1 - s) f_c + s / c.
+
+    Args:
+        frequencies: how often each class is drawn, up to a factor; with smoothing, some may be 0.
+        smoothing: s, the share of each label that the loss spreads evenly over all classes, in [0, 1).
+
+    Returns:
+        Frequencies that sum to 1.
+
+    Raises:
+        StiffnessError: a frequency is not a positive number, or `smoothing` is out of range.
+
+    >>> import torch
+    >>> smoothed_frequencies(torch.tensor([3.0, 1.0, 0.0]), 0.3)
+    tensor([0.6250, 0.2750, 0.1000])
+    """
     require_smoothing(smoothing)
-    shares = _log_shares(frequencies)
-    if smoothing:
-        shares = ((1 - smoothing) * shares.exp() + smoothing / len(shares)).log()
-    return tau * shares
+    if smoothing and bool((frequencies >= 0).all()) and bool((frequencies > 0).any()):
+        frequencies = (1 - smoothing) * frequencies / frequencies.sum() + smoothing / len(frequencies)
+    return _log_shares(frequencies).exp()
 
 
 def posthoc_logit_adjustment(
@@ -137,6 +156,7 @@ def _log_shares(frequencies: Tensor) -> Tensor:
     if not bool((frequencies > 0).all()) or not bool(frequencies.isfinite().all()):
         raise StiffnessError(
             f"Class frequencies must be positive and finite, found {frequencies.flatten().tolist()[:10]}. A class "
-            "without a sample has no finite offset: leave it out, or count it as one sample."
+            "that is never met has no finite offset: leave it out, count it as one sample, draw it now and then, or "
+            "smooth the labels."
         )
     return (frequencies / frequencies.sum()).log()

@@ -132,3 +132,16 @@ def test_manual_optimisation_is_refused_before_it_runs():
     module, (x, y) = Manual(), imbalanced().tensors
     with pytest.raises(StiffnessError, match="updates the weights itself"):
         HeadLoss(module.net[-1], targets_of)(module, ((x, y), torch.zeros(50, 3)))
+
+
+def test_a_head_of_several_layers_is_measured_by_its_gradients():
+    module = Classifier()
+    module.net[-1] = torch.nn.Sequential(torch.nn.LayerNorm(12), module.net[-1])
+    reader, module = reader_of(module)
+    found = reader.read(now(RATES.log()), None)
+    x, y = (
+        part[torch.cat([(imbalanced().tensors[1] == k).nonzero().flatten() for k in range(3)])]
+        for part in imbalanced().tensors
+    )
+    own = gradients(module, x, y, 0.0, lambda name: name.startswith("net.2"))
+    assert torch.allclose(found.classifier.double(), cosine_stiffness(own @ own.T, y, 3), atol=1e-4)

@@ -1,6 +1,7 @@
 """A fit with a balancer: what it changes in training, what it leaves alone, what it says where it cannot work."""
 
 import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -80,6 +81,20 @@ def test_hooks_are_gone_afterwards():
     assert not module.net[-1]._forward_pre_hooks
     assert "process_dataloader" not in vars(run.strategy)
     assert "setup_data" not in vars(run.fit_loop)
+
+
+def test_copies_that_are_made_meanwhile_are_plain():
+    class Copies(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.made = [copy.deepcopy(pl_module.net), pickle.loads(pickle.dumps(pl_module.net))]
+            for made in self.made:
+                assert torch.allclose(made(batch[0]), pl_module.net.eval()(batch[0]))
+            pl_module.net.train()
+
+    copies = Copies()
+    fit(ClassGroupingBalancer(), callbacks=[copies])
+    for made in copies.made:
+        assert b"stiffness" not in pickle.dumps(made)
 
 
 def test_hooks_are_gone_after_an_exception():
@@ -246,7 +261,8 @@ def test_probabilities_for_the_natural_frequencies():
     assert torch.allclose(balancer.natural_probabilities(logits), expected, atol=1e-6)
     sampled = ClassGroupingBalancer(shift=False, logits=False)
     fit(sampled, max_epochs=1)
-    expected = (logits + (COUNTS / 50).log() - sampled.frequencies.log()).softmax(1)
+    met = 0.9 * sampled.frequencies + 0.1 / 3  # with smoothed labels
+    expected = (logits + (COUNTS / 50).log() - met.log()).softmax(1)
     assert torch.allclose(sampled.natural_probabilities(logits), expected.float(), atol=1e-6)
     with pytest.raises(StiffnessError, match="Call fit first"):
         ClassGroupingBalancer().natural_probabilities(logits)
@@ -384,6 +400,24 @@ def test_compiled_modules():
 
 
 @pytest.mark.slow
+def test_modules_that_were_compiled_before():
+    """Compiled code looks for no hooks: after a plain fit it has to be compiled anew."""
+    compiled, once = Validated(), Validated()
+    compiled.net.compile(backend="eager")
+    validated = DataLoader(imbalanced(), 25)
+    for module in (compiled, once):
+        start = copy.deepcopy(module.state_dict())
+        fit(ClassGroupingBalancer(**OFF), module, val=validated)
+        module.load_state_dict(start)
+    balancer = balancers.ClassGroupingBalancer(max_readings=1)
+    fit(balancer, compiled, val=validated)
+    fit(balancers.ClassGroupingBalancer(max_readings=0), once, val=validated)
+    for first, second in zip(once.parameters(), compiled.parameters(), strict=True):
+        assert torch.allclose(first, second, atol=1e-6)
+    assert balancer.readings[-1].recall is not None
+
+
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, reason="the hooks run uncompiled, so that the graph breaks at the classifier")
 def test_modules_compiled_as_one_graph():
     module = Classifier()
@@ -444,7 +478,7 @@ def soft():
         (lambda: Classifier(5), data, {"classifier": "net.2"}, "found 0 of classes 3, 4"),
         (Functional, data, {}, "'net.2' must be called in its training mode by training_step, found no call"),
         (Positions, data, {}, r"must be a matrix with a row for each sample, found shape \[10, 4, 12\]"),
-        (Positions, data, {"shift": False}, r"must be a matrix with a row for each sample, found shape \[10, 4, 12\]"),
+        (Positions, data, {"shift": False}, r"must be a matrix with a row for each sample, found shape \[10, 4, 3\]"),
         (Views, data, {}, "each of the 10 labels of the batch, found 20 rows"),
         (Classifier, lambda: labelled([0] * 30 + [2] * 10), {}, "found 0 of class 1"),
         (Classifier, lambda: labelled([0] * 30), {}, "at least two classes"),
@@ -489,6 +523,114 @@ def test_labels_may_be_read_by_the_user():
     balancer = ClassGroupingBalancer(targets=lambda batch: batch[2], num_classes=3)
     fit(balancer, Triple(), train, max_epochs=1)
     assert torch.allclose(balancer.frequencies, (COUNTS + 1).double() / 53)
+
+
+class Weighted(Classifier):
+    """A head that knows nothing of its input, under a loss with class weights."""
+
+    def __init__(self, weight=(1.0, 3.0, 9.0), smoothing=0.0, by_function=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 3))
+        self.weight = torch.tensor(weight)
+        self.loss = None if by_function else nn.CrossEntropyLoss(self.weight, label_smoothing=smoothing)
+
+    def training_step(self, batch, batch_idx):
+        logits = self(0 * batch[0])
+        return F.cross_entropy(logits, batch[1], self.weight) if self.loss is None else self.loss(logits, batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.0}, {"logits": False}])
+@pytest.mark.parametrize("own", [0.0, 0.2])
+def test_probabilities_of_a_network_without_features_are_the_class_frequencies(options, own):
+    """Whatever is weighed and smoothed by whom; and the logits are those of equal frequencies, if they are adjusted."""
+    balancer = ClassGroupingBalancer(sampling=False, shift=False, **options)
+    module = fit(balancer, Weighted(smoothing=own), data(batch_size=50, shuffle=False), max_epochs=120)[0].eval()
+    logits = module(torch.zeros(1, FEATURES)).detach()
+    assert torch.allclose(balancer.natural_probabilities(logits), COUNTS / 50, atol=2e-3)
+    if balancer.logits:
+        assert torch.allclose(logits.softmax(1), torch.full((1, 3), 1 / 3), atol=2e-3)
+
+
+def test_weights_of_a_function_are_seen_too_late():
+    with pytest.warns(UserWarning, match=r"found \[0.231, 0.692, 2.077\] in the loss and none in the module"):
+        fit(ClassGroupingBalancer(shift=False), Weighted(by_function=True))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_class_that_is_never_drawn(smoothing):
+    """It counts as one sample."""
+    balancer = ClassGroupingBalancer(rates=torch.tensor([0.5, 0.5, 0.0]), shift=False, smoothing=smoothing)
+    fit(balancer)
+    met = (1 - smoothing) * torch.tensor([25.0, 25.0, 1.0], dtype=torch.float64) / 51 + smoothing / 3
+    assert torch.allclose(balancer.offsets, met.log())
+
+
+class Cosine(nn.Module):
+    """A head that is no Linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(3))
+
+    def forward(self, x):
+        return 5 * F.normalize(x, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+class Hidden(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 3), nn.Tanh(), Cosine())
+
+
+class Binary(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, 2), nn.Tanh(), nn.Linear(2, 1))
+
+    def training_step(self, batch, batch_idx):
+        return F.binary_cross_entropy_with_logits(self(batch[0])[:, 0], batch[1].float())
+
+
+@pytest.mark.parametrize(
+    ("module", "train", "found"),
+    [
+        (Hidden, data, "'net.0' must be the logits .* softmax is computed of others"),
+        (Binary, lambda: labelled([0] * 30 + [1] * 10), "'net.0' must be the logits .* binary cross entropy"),
+    ],
+)
+def test_a_layer_that_makes_no_logits(module, train, found):
+    module = module()
+    with pytest.raises(StiffnessError, match=found):
+        fit(ClassGroupingBalancer(), module, train())
+    assert not module.net[0]._forward_hooks
+    with pytest.warns(UserWarning, match=found):
+        fit(ClassGroupingBalancer(classifier="net.0"), module, train())
+    fit(ClassGroupingBalancer(logits=False, smoothing=0.0), module, train())
+
+
+def test_a_head_of_another_kind_is_named():
+    fit(ClassGroupingBalancer(classifier="net.2"), Hidden())
+
+
+class Perturbed(Manual):
+    """Sharpness-aware minimisation: the gradient that counts is that of a second pass."""
+
+    def training_step(self, batch, batch_idx):
+        optimizer, seen = self.optimizers(), []
+        for _ in range(2):
+            logits = self(batch[0])
+            seen.append(logits.detach())
+            optimizer.zero_grad()
+            self.manual_backward(F.cross_entropy(logits, batch[1]))
+        optimizer.step()
+        assert torch.equal(*seen)
+
+
+def test_each_pass_of_a_step_with_several_is_smoothed():
+    trainer([ClassGroupingBalancer(smoothing=0.3)]).fit(Perturbed(), data())
 
 
 def test_it_is_quiet_on_balanced_data():

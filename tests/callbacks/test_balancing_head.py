@@ -20,6 +20,36 @@ def test_a_frozen_teacher_is_passed_over():
         classifier_of(model, 3)
 
 
+class Adapted(nn.Module):
+    """As LoRA libraries wrap a layer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(base.in_features, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, base.out_features, bias=False)})
+
+    def forward(self, x):
+        return self.base_layer(x) + 4 * self.lora_B["default"](self.lora_A["default"](x))
+
+
+def test_a_frozen_layer_and_its_adapter_are_one_head():
+    model = nn.Sequential(nn.Linear(4, 8), Adapted(nn.Linear(8, 3)))
+    assert classifier_of(model, 3) == ("1", model[1])
+    teacher = nn.Sequential(nn.Linear(4, 3)).requires_grad_(False)
+    assert classifier_of(nn.ModuleDict({"teacher": teacher, "student": model}), 3) == ("student.1", model[1])
+
+
+def test_one_logit_for_two_classes():
+    with pytest.raises(StiffnessError, match=r"found 1 output of '1'.*not supported. Give it two outputs"):
+        classifier_of(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 1)), 2)
+
+
+def test_the_number_of_classes_is_asked_for():
+    with pytest.raises(StiffnessError, match=r"must be known to find the classifier.*Pass num_classes= or counts="):
+        classifier_of(nn.Linear(4, 8), None)
+
+
 @pytest.mark.filterwarnings("ignore:Lazy modules")
 def test_lazy_layers_are_known_by_their_outputs():
     model = nn.Sequential(nn.Linear(4, 8), nn.LazyLinear(3))

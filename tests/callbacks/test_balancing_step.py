@@ -4,10 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_stiffness.callbacks.balancing_statistics import ClassStatistics
 from lightning_stiffness.callbacks.balancing_step import BalancedClassifier, Step
 from lightning_stiffness.errors import StiffnessError
+from lightning_stiffness.functional.smoothed_labels import smoothed_label_logits
 
 LABELS = torch.tensor([0, 0, 0, 1])
 COUNTS = torch.tensor([30.0, 10.0])
@@ -37,9 +39,65 @@ def test_a_cross_entropy_of_smoothed_logits_is_one_with_smoothed_labels():
     expected = F.cross_entropy(layer(x) + offsets, LABELS, label_smoothing=0.3)
     balanced.begin(Step(offsets, LABELS, smoothing=0.3))
     assert torch.allclose(F.cross_entropy(layer(x), LABELS), expected)
+    balanced.end()
+    balanced.begin(Step(offsets, LABELS, smoothing=0.3))
     with pytest.raises(StiffnessError, match=r"given one row for each of the 4 labels.*smoothing=0"):
         layer(x[:3])
     assert balanced.statistics is None  # nothing but shifts asks for class means
+
+
+def test_labels_of_the_first_samples_are_no_labels_of_others():
+    """As of the unlabelled samples of semi-supervised training, whether or not they are as many."""
+    layer, balanced = head()
+    x, others, offsets = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([-0.1, -2.0])
+    plain = layer(x), layer(others)
+    balanced.begin(Step(offsets, LABELS, smoothing=0.3))
+    with torch.no_grad():  # labels that the network gives itself
+        assert torch.equal(layer(others), plain[1] + offsets)
+    smoothed = smoothed_label_logits(plain[0] + offsets, LABELS, 0.3)
+    assert torch.equal(layer(x), smoothed)
+    with pytest.warns(UserWarning, match="more than once in a training step"):
+        assert torch.equal(layer(others), plain[1] + offsets)
+    assert torch.equal(layer(others[:3]), plain[1][:3] + offsets)  # warns once
+    assert torch.equal(layer(x), smoothed)  # a checkpoint repeats it
+    balanced.after_backward()
+    again = smoothed_label_logits(plain[1] + offsets, LABELS, 0.3)
+    assert torch.equal(layer(others), again)  # the same samples after a step of SAM, say
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+def test_checkpoints_repeat_a_call(is_reentrant):
+    layer, balanced = head()
+    x = torch.randn(4, 3, requires_grad=True)
+    balanced.begin(Step(None, LABELS, smoothing=0.3))
+    F.cross_entropy(layer(x), LABELS).backward()
+    balanced.end()
+    expected = x.grad
+    x.grad = None
+    balanced.begin(Step(None, LABELS, smoothing=0.3))
+    loss = F.cross_entropy(checkpoint(layer, x, use_reentrant=is_reentrant), LABELS)
+    if is_reentrant:
+        with pytest.raises(StiffnessError, match="found a call in a reentrant checkpoint"):
+            loss.backward()
+    else:
+        loss.backward(retain_graph=True)
+        assert torch.equal(x.grad, expected)
+        balanced.after_backward()
+        loss.backward()
+        assert torch.equal(x.grad, 2 * expected)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_only_the_output_has_to_be_a_matrix_where_nothing_is_shifted(by_name):
+    layer = nn.Flatten()
+    balanced = BalancedClassifier("head", layer, 2, None)
+    balanced.begin(Step(None, LABELS, smoothing=0.3))
+    x = torch.randn(4, 2, 1, 1)
+    found = layer(input=x) if by_name else layer(x)
+    assert torch.equal(found, smoothed_label_logits(x.flatten(1), LABELS, 0.3))
+    balanced.begin(Step(None, LABELS, COUNTS))
+    with pytest.raises(StiffnessError, match=r"input of the classifier 'head' must be a matrix"):
+        layer(x)
 
 
 def test_the_type_of_the_logits_stays():

@@ -11,6 +11,7 @@ from lightning_stiffness.functional.logit_offsets import (
     balanced_softmax_loss,
     posthoc_logit_adjustment,
     probabilities_under_frequencies,
+    smoothed_frequencies,
     training_logit_adjustment,
 )
 from tests.unchecked import unchecked_types
@@ -94,3 +95,12 @@ def test_targets_that_are_no_classes():
 def test_a_class_without_samples():
     with pytest.raises(StiffnessError, match="found 0 of class 1"):
         balanced_softmax_loss(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([3, 0]))
+
+
+def test_smoothed_frequencies_of_a_class_that_is_never_drawn():
+    found = smoothed_frequencies(torch.tensor([2.0, 2.0, 0.0]), 0.3)
+    assert torch.allclose(found, torch.tensor([0.45, 0.45, 0.1]))
+    assert torch.allclose(training_logit_adjustment(torch.tensor([2.0, 2.0, 0.0]), smoothing=0.3), found.log())
+    for frequencies in ([0.0, 0.0], [-1.0, 2.0]):
+        with pytest.raises(StiffnessError, match="must be positive and finite"):
+            smoothed_frequencies(torch.tensor(frequencies), 0.3)
