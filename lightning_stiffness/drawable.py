@@ -78,9 +78,9 @@ def innermost_sampler(loader: DataLoader[Any]) -> Any:
 def _positions(sampler: Any) -> Any:
     kind = type(sampler)
     if kind in (RandomSampler, SequentialSampler):
-        return range(len(sampler.data_source))
+        return torch.arange(len(sampler.data_source))
     if kind is DistributedSampler:
-        return range(len(sampler.dataset))
+        return torch.arange(len(sampler.dataset))
     if kind is SubsetRandomSampler:
         return list(sampler.indices)
     if kind is WeightedRandomSampler:

@@ -241,7 +241,7 @@ class _Draw:
         labels, used = labels_of(self.samples.loader.dataset), self.samples.positions
         if labels is None or len(labels) == 0:
             return None
-        positions = torch.arange(len(labels)) if used is None else torch.as_tensor(used)
+        positions = torch.arange(len(labels)) if used is None else used
         chosen = positions[self._choose(labels[positions])]
         batch = self.samples.gather(chosen.tolist())
         targets = self.classes.of(batch, len(chosen))

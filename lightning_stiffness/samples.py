@@ -8,19 +8,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Generator
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from jaxtyping import Int
+from torch import Generator, Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 from typing_extensions import override
 
 from lightning_stiffness.batching import batch_size, join, take
+from lightning_stiffness.drawable import drawable_positions, innermost_sampler
 from lightning_stiffness.errors import StiffnessError
 
 
@@ -62,12 +56,12 @@ class IndexedSamples(Samples):
         positions: Those that are trained on; None for all.
     """
 
-    positions: Sequence[int] | None = None
+    positions: Int[Tensor, "k"] | None = None
 
     @override
     def shuffled(self, generator: Generator) -> Iterator[int]:
-        used = range(dataset_length(self.loader)) if self.positions is None else self.positions
-        yield from (used[place] for place in torch.randperm(len(used), generator=generator).tolist())
+        used = torch.arange(dataset_length(self.loader)) if self.positions is None else self.positions
+        yield from used[torch.randperm(len(used), generator=generator)].tolist()
 
     @override
     def in_order(self) -> Iterator[Any]:
@@ -166,41 +160,30 @@ def samples_of(loader: DataLoader[Any], batches: float = math.inf) -> Samples:
     return IndexedSamples(loader, drawn_positions(loader, batches))
 
 
-def drawn_positions(loader: DataLoader[Any], batches: float = math.inf) -> Sequence[int] | None:
-    """The positions of a map-style dataset that the sampler of its loader draws.
+def drawn_positions(loader: DataLoader[Any], batches: float = math.inf) -> Int[Tensor, "k"] | None:
+    """The positions of a map-style dataset that are used of its loader.
 
-    Torch's own samplers are understood, without iterating them: those over a subset, over a shorter range, or with
-    weights of zero; and one without shuffling of which only the first batches are used.
+    Those that its sampler can draw (`drawable_positions`); of a loader without shuffling those of the first batches.
 
     Args:
-        loader: The loader.
+        loader: The loader, whose sampler is not iterated.
         batches: How many batches of each epoch are used.
 
     Returns:
-        Positions, each once; None where they are all, or where the sampler is of another kind.
+        Positions, each once, rising; None where they are all, or where the sampler does not tell.
 
     >>> from torch.utils.data import SubsetRandomSampler
     >>> drawn_positions(DataLoader(range(9), sampler=SubsetRandomSampler([4, 2, 7])))
-    [4, 2, 7]
+    tensor([2, 4, 7])
     >>> drawn_positions(DataLoader(range(9), batch_size=2), batches=2)
-    range(0, 4)
+    tensor([0, 1, 2, 3])
     """
-    batch_sampler = loader.batch_sampler
-    if type(batch_sampler) is not BatchSampler:
+    found = drawable_positions(loader)
+    if found is None:
         return None
-    sampler: Any = batch_sampler.sampler
-    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)  # within that of Lightning for DDP
-    if type(sampler) is SubsetRandomSampler:
-        return list(dict.fromkeys(int(position) for position in sampler.indices))
-    if type(sampler) is WeightedRandomSampler:
-        return None if bool((sampler.weights > 0).all()) else sampler.weights.nonzero().flatten().tolist()
-    if type(sampler) not in (RandomSampler, SequentialSampler):
-        return None
-    limit = batches * batch_sampler.batch_size if type(sampler) is SequentialSampler else math.inf
-    if sampler.data_source is loader.dataset and limit == math.inf:
-        return None
-    length = min(len(sampler.data_source), limit)
-    return range(int(length)) if length < dataset_length(loader) else None
+    if type(innermost_sampler(loader)) is SequentialSampler and loader.batch_size is not None:
+        found = found[: int(min(len(found), batches * loader.batch_size))]
+    return None if len(found) == dataset_length(loader) else found
 
 
 def only_loader(loaders: object) -> DataLoader[Any]:

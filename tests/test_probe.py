@@ -23,6 +23,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from lightning_stiffness.balanced_loader import make_balanced_loader
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.probe import LARGEST_PROBE, Probe, label_entropy
 
@@ -545,3 +546,9 @@ def test_samples_that_are_never_trained_on_are_left_out(dataset, draw):
     assert positions(probe) == list(probe.ids)
     limited = draw(DataLoader(dataset, batch_size=5), 30, batches=4)
     assert set(limited.ids) == set(range(20))
+
+
+def test_a_balanced_loader_measures_what_it_draws():
+    trained = SubsetRandomSampler(range(0, 60, 2))
+    balanced = make_balanced_loader(DataLoader(tensors([20, 20, 20]), batch_size=5, sampler=trained))
+    assert set(Probe.draw(balanced, 30).ids) == set(range(0, 60, 2))
