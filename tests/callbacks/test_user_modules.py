@@ -290,7 +290,7 @@ class WithBackbone(Classifier):
 
 
 def test_it_gets_along_with_other_callbacks():
-    monitor, stopper = StiffnessMonitor(probe_size=15, strict=True), StiffnessEarlyStopping()
+    monitor, stopper = StiffnessMonitor(probe_size=15, strict=True), StiffnessEarlyStopping(restore="stop")
     others = [BackboneFinetuning(unfreeze_backbone_at_epoch=1), StochasticWeightAveraging(swa_lrs=0.01)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
