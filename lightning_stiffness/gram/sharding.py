@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -180,7 +180,7 @@ def _require_fully_sharded_alone(module: nn.Module, parts: list[Any]) -> None:
         raise StiffnessError(f"{REQUIRED} found tensor parallelism, which module code is written for. {REMEDY}")
 
 
-def _are_apart(parts: Iterable[nn.Module]) -> bool:
+def _are_apart(parts: Iterator[nn.Module]) -> bool:
     """Whether own parameters of one of the parts are not whole, FSDP2 aside."""
     shards, wrappers = _kinds(_TENSOR, "DTensor"), _kinds(_FSDP, "FullyShardedDataParallel")
 
