@@ -106,6 +106,7 @@ def test_wandb_takes_both_offline(tmp_path):
         (board,) = boards_of([logger], "stiffness")
         board.text("stiffness/decision", "why", 4)
         summary = dict(logger.experiment.summary)
+        logger.experiment.finish()
     assert summary["stiffness/within"] == 0.5
     assert summary["trainer/global_step"] == 4
     assert "stiffness/decision" in summary
