@@ -162,6 +162,7 @@ def test_every_method_that_answers_has_a_mark_of_its_own():
     assert len({mark.colour for mark in marks.values()}) == len({mark.shape for mark in marks.values()}) == len(marks)
 
 
+@pytest.mark.slow
 def test_scale_report_recovers_slopes_and_names_what_ended_a_series(tmp_path):
     cells, report = module("cells"), module("gram_scale_report")
     outcomes = {}

@@ -362,6 +362,7 @@ def test_what_cannot_be_asked_for(arguments, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_and_is_judged(tmp_path, monkeypatch, capsys):
     script = module("balancing")
     asked: list[str] = []

@@ -94,6 +94,7 @@ def test_one_step_over_the_whole_training_is_the_present_estimate():
     torch.testing.assert_close(evidence.followed(parts, 40, evidence.trace)[-1], own)
 
 
+@pytest.mark.slow
 def test_what_the_kernel_undoes_step_by_step_is_nearer_to_leaving_a_sample_out():
     evidence = module("stopping_weak_evidence")
     kernel, parts, exposure, truth = followed_linear(200, 5)

@@ -67,6 +67,7 @@ def test_a_model_that_can_be_measured():
         assert word in text
 
 
+@pytest.mark.slow
 def test_a_probe_is_drawn_from_data():
     class Data(L.LightningDataModule):
         def train_dataloader(self):

@@ -114,6 +114,7 @@ def test_the_excess_of_a_merge_is_the_mean_over_its_pairs():
 
 @settings(max_examples=12)
 @given(st.integers(0, 10_000))
+@pytest.mark.slow
 def test_excess_and_errors_are_those_of_loops_over_pairs(seed):
     """Some samples have no gradient, one class no sample, and classes differ in size."""
     generator = torch.Generator().manual_seed(seed)

@@ -133,6 +133,7 @@ def test_a_monitor_has_no_positional_arguments():
         StiffnessMonitor(2)
 
 
+@pytest.mark.slow
 def test_the_science_needs_torch_only():
     program = f"""
 import importlib, sys

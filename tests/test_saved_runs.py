@@ -95,6 +95,7 @@ def test_chosen_criteria_are_shown_even_without_a_signal(runs):
     assert "Not judged" not in text
 
 
+@pytest.mark.slow
 def test_pictures_are_written_one_for_each_run(runs, tmp_path):
     _, pictures = reported([runs / "b"], picture=tmp_path / "new" / "run.png")
     assert pictures == [tmp_path / "new" / "run.png"]

@@ -50,6 +50,7 @@ def test_it_reads_evenly_and_at_the_end():
     assert [reading.step for reading in within.readings] == [2, 4, 5]
 
 
+@pytest.mark.slow
 def test_without_a_shift_absorption_is_that_of_the_last_reading():
     balancer, _ = fit()
     assert torch.equal(balancer.absorption, balancer.readings[-1].absorption)

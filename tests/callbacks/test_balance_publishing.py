@@ -25,6 +25,7 @@ def run_with(logger, **options):
     return fit(Validated(), val=validation(), trainer_options={"logger": logger, "log_every_n_steps": 1}, **options)[0]
 
 
+@pytest.mark.slow
 def test_a_run_shows_four_pictures_and_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(panels, "EXPECTED_SECONDS", math.inf)  # none is affordable but at the end
     logger = TensorBoardLogger(tmp_path, name="", version="run")

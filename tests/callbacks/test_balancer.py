@@ -268,6 +268,7 @@ def test_probabilities_for_the_natural_frequencies():
         ClassGroupingBalancer().natural_probabilities(logits)
 
 
+@pytest.mark.slow
 def test_it_helps_small_classes():
     x, y = blobs(900, noise=2.5, seed=1)
     few = torch.cat([(y == label).nonzero().flatten()[:n] for label, n in enumerate((150, 40, 8))])
@@ -544,6 +545,7 @@ class Weighted(Classifier):
 
 @pytest.mark.parametrize("options", [{}, {"smoothing": 0.0}, {"logits": False}])
 @pytest.mark.parametrize("own", [0.0, 0.2])
+@pytest.mark.slow
 def test_probabilities_of_a_network_without_features_are_the_class_frequencies(options, own):
     """Whatever is weighed and smoothed by whom; and the logits are those of equal frequencies, if they are adjusted."""
     balancer = ClassGroupingBalancer(sampling=False, shift=False, **options)

@@ -138,6 +138,7 @@ class Finds(Validated):
 
 
 @pytest.mark.filterwarnings("ignore:.*has shuffling enabled", "ignore:.*weights_only", "ignore:.*Batch size finder")
+@pytest.mark.slow
 def test_evaluation_is_untouched_where_the_batch_size_is_sought(tmp_path, caplog):
     balancer, module = ClassGroupingBalancer(max_readings=0, rates=inverse_frequency_rates), Finds()
     finder = BatchSizeFinder(max_trials=1, steps_per_trial=1, init_val=10)

@@ -139,6 +139,7 @@ def test_closures_that_run_several_times_are_read_once():
 # The type checker of the tests draws from Python's random numbers, to look at one item of a list.
 @unchecked_types()
 @pytest.mark.parametrize("options", [{}, {"every_n_batches": 3}, {"every_n_steps": 1}])
+@pytest.mark.slow
 def test_training_is_unchanged(options, tmp_path):
     assert_neutral([monitor(num_classes=3, **options)], tmp_path)
 

@@ -176,6 +176,7 @@ def test_shadows_signals_and_restoring_come_back_from_print_config(tmp_path, cap
     assert_restoring(run("--config", str(path)))
 
 
+@pytest.mark.slow
 def test_callbacks_from_the_shell():
     cli = run(
         "--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.logger=false",

@@ -53,6 +53,7 @@ def stopped_run(**options):
 # The default rule
 
 
+@pytest.mark.slow
 def test_the_default_rule_stops_a_net_that_memorises_and_says_why(tmp_path, caplog):
     board = TensorBoardLogger(tmp_path, "board")
     with caplog.at_level(logging.INFO):
@@ -291,6 +292,7 @@ def test_callbacks_can_be_pickled_after_a_run():
     assert copy.stopping_reason is EarlyStoppingReason.NOT_STOPPED
 
 
+@pytest.mark.slow
 def test_a_verdict_in_the_last_batch_before_min_epochs_does_not_linger():
     says, monitor = Says(stops=(6,)), Monitor(probe_size=15, every_n_steps=1)
     stopper = StiffnessEarlyStopping(criterion=says, source=monitor)
@@ -328,6 +330,7 @@ def test_it_works_alone_without_validation_data_and_logs_like_a_monitor(tmp_path
     assert len(History.load(Path(run.logger.log_dir) / "stiffness.jsonl")) == 3
 
 
+@pytest.mark.slow
 def test_the_monitor_of_its_name_is_taken_of_several():
     monitors = [Monitor(mode="val", name="val_stiffness", probe_size=15), Monitor(probe_size=15)]
     stopper, other = StiffnessEarlyStopping(), StiffnessEarlyStopping("val_stiffness/within")

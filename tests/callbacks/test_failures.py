@@ -176,6 +176,7 @@ class Diverges(Classifier):
                 group["lr"] = 1e38
 
 
+@pytest.mark.slow
 def test_a_net_that_diverges_is_warned_of_once_and_goes_on():
     monitor, stopper = StiffnessMonitor(probe_size=15, every_n_steps=2), StiffnessEarlyStopping()
     with pytest.warns(UserWarning, match="could not be measured") as caught:

@@ -55,6 +55,7 @@ def test_every_hook_of_a_monitor_is_passed_on(monkeypatch):
     assert len(called) == len(hooks(MonitorFollower)) - 2
 
 
+@pytest.mark.slow
 def test_followers_share_one_monitor_which_measures_once(monkeypatch, tmp_path):
     calls = []
     original = GramEngine.gram

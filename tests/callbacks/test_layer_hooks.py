@@ -38,6 +38,7 @@ def test_a_copy_is_read_without_this_package():
     assert b"stiffness" not in pickle.dumps(layer)
 
 
+@pytest.mark.slow
 def test_compiled_code_sees_hooks_that_come_and_go():
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh())
     compiled = torch.compile(net, backend="eager")

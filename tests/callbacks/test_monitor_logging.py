@@ -51,6 +51,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_several_loggers_get_all_numbers_at_the_steps_of_lightnings_own(tmp_path):
     monitor = StiffnessMonitor(probe_size=15, every_n_steps=4)
     written, board = CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "board")

@@ -116,6 +116,7 @@ def assert_neutral(callbacks: list[Callback], tmp_path: Any, **loading: Any) -> 
         ),
     ],
 )
+@pytest.mark.slow
 def test_training_is_unchanged(mode, every_n_steps, tmp_path):
     monitor = StiffnessMonitor(mode=mode, every_n_steps=every_n_steps, probe_size=18)
     assert_neutral([monitor], tmp_path)
@@ -123,6 +124,7 @@ def test_training_is_unchanged(mode, every_n_steps, tmp_path):
 
 
 @unchecked_types()  # the checker draws random numbers of Python's to look into dicts
+@pytest.mark.slow
 def test_training_is_unchanged_by_a_stopper_that_does_not_stop(tmp_path):
     stopper = StiffnessEarlyStopping(patience=50, restore="stop")
     assert_neutral([stopper], tmp_path)

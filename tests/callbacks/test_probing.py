@@ -86,6 +86,7 @@ class InList(Classifier):
         (InList, lambda one: [one]),
     ],
 )
+@pytest.mark.slow
 def test_one_loader_in_a_collection(kind, data):
     assert_equal_to_plain(kind(), data=data(loader(shuffle=False)))
 

@@ -204,6 +204,7 @@ def test_a_separate_monitor_takes_over_from_a_stopper(tmp_path):
     assert points(added.history) == [(0, 0.0), (6, 1.0), (12, 2.0), (18, 3.0)]
 
 
+@pytest.mark.slow
 def test_the_file_is_written_anew_from_the_checkpoint(tmp_path):
     logger = CSVLogger(tmp_path, "logs", version="one")
     fit([monitor()], tmp_path, 4, logger=logger)

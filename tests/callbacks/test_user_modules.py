@@ -63,6 +63,7 @@ class Scaled(Classifier):
 
 
 @pytest.mark.parametrize("kind", [ReturnsDict, WithoutIndex, PerSample, Scaled])
+@pytest.mark.slow
 def test_the_form_of_the_step_does_not_matter(kind):
     assert_equal_to_plain(kind())
 
@@ -126,6 +127,7 @@ def with_missing_labels(module, batch):
         (MissingLabels, with_missing_labels),
     ],
 )
+@pytest.mark.slow
 def test_samples_that_a_mean_does_not_count(kind, losses, options):
     found = readings(kind(), monitor=options)
     expected = readings(kind(), monitor={**options, "loss": losses})

@@ -48,6 +48,7 @@ ALL_HISTORIES = [
 
 @pytest.mark.parametrize("history", ALL_HISTORIES)
 @pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.slow
 def test_every_figure_draws_every_history_and_leaves_no_settings(name, history):
     before = dict(matplotlib.rcParams)
     figure = DRAWN[name](history)

@@ -51,6 +51,7 @@ def test_labels_of_classes_do_not_overlap(classes):
         assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
 
 
+@pytest.mark.slow
 def test_class_matrices_share_one_scale():
     history = HISTORIES["ten classes"]
     figure = rendered(figures.class_matrices(history))
@@ -63,6 +64,7 @@ def test_class_matrices_share_one_scale():
         assert axes.images[0].get_array().tolist() == history[index].cosine.matrix.tolist()
 
 
+@pytest.mark.slow
 def test_class_matrices_of_chosen_readings():
     panels = heat_maps(rendered(figures.class_matrices(HISTORIES["ten classes"], [2, -1])))
     assert [axes.get_title(loc="left") for axes in panels] == ["Epoch 2", "Epoch 8"]

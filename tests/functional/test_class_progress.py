@@ -79,6 +79,7 @@ def test_the_error_is_that_of_the_jackknife(sizes):
             assert float(found[label]) == pytest.approx(float(expected), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_error_is_about_right():
     """The spread of the progress over many draws of samples."""
     labels, rates = torch.arange(24) % 2, torch.tensor([0.7, 0.3])

@@ -146,6 +146,7 @@ def trained(x: torch.Tensor, y: torch.Tensor, counted: torch.Tensor, steps: int,
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_linear_classifier_says_what_it_would_have_without_the_sample(steps):
     """The estimate against 40 trainings, each without one sample; some labels are wrong, so that own updates matter."""
     generator = torch.Generator().manual_seed(0)

@@ -48,6 +48,7 @@ def reference(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_gram_equals_a_loop_of_backwards(name):
     specimen = build(name)
     expected, _ = reference(name)

@@ -177,6 +177,7 @@ class TestCompiled:
         return model, backend
 
     @pytest.mark.parametrize("how", ["wrapped", "in place", "a part", "the loss alone"])
+    @pytest.mark.slow
     def test_is_measured_as_it_was_written(self, how):
         def wrap(module, backend):
             if how == "in place":

@@ -210,6 +210,7 @@ def test_stiffness_is_beside_registered_hyperparameters(tmp_path):
     assert columns(board.logger) == (["rate"], ["hp_metric", *stiffness])
 
 
+@pytest.mark.slow
 def test_columns_are_those_of_all_monitors_of_a_run(tmp_path):
     logger, module = TensorBoardLogger(tmp_path, name="", version="run"), Rich()
     module.save_hyperparameters({"rate": 0.1})
@@ -239,6 +240,7 @@ def trained(tmp_path, panels):
     return module.state_dict(), torch.get_rng_state(), own, events.Tags()
 
 
+@pytest.mark.slow
 def test_training_and_the_users_metrics_are_the_same_with_panels(tmp_path):
     weights, state, own, tags = trained(tmp_path, panels=True)
     other_weights, other_state, other_own, other_tags = trained(tmp_path, panels=False)

@@ -70,6 +70,7 @@ def test_a_run_without_a_history_has_a_section():
     assert headline(balanced_run(toy_readings(1, recalls=False))) == "Trained with balanced classes for 1 epoch."
 
 
+@pytest.mark.slow
 def test_a_run_with_a_history_has_both():
     section = run_section(replace(complete_run(), balance=toy_readings(2)), "run0", "mine")
     assert section.curves

@@ -23,6 +23,7 @@ def titles(figures):
     return [figure.title for figure in figures]
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_it_has():
     assert titles(curve_figures(complete_run())) == [
         "Stiffness over training",

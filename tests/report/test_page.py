@@ -117,6 +117,7 @@ def test_json_in_a_script_is_escaped_and_stays_the_same():
     assert json.loads(as_script(value)) == value
 
 
+@pytest.mark.slow
 def test_a_title_of_ones_own():
     assert "<h1>Weight &lt;decay&gt;</h1>" in page([complete_run(2)], "Weight <decay>")
 

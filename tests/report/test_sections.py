@@ -14,6 +14,7 @@ from tests.report.runs import DECISION, SHADOW, batch_run, complete_run, plain_r
 from tests.toy_history import Toy, overfitting_history, toy_history, toy_probe
 
 
+@pytest.mark.slow
 def test_a_complete_run_has_every_part():
     section = run_section(complete_run(decision=DECISION, shadow=SHADOW), "run0", "mine")
     empty = [name for name, value in vars(section).items() if not value]

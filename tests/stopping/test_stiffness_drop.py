@@ -50,6 +50,7 @@ def test_twelve_readings_below_stop_with_four_an_epoch():
 
 
 @pytest.mark.parametrize("checks_per_epoch", [1, 3, 4, 7, 10])
+@pytest.mark.slow
 def test_patience_is_in_epochs_however_often_it_looks(checks_per_epoch):
     toy = replace(TOY, checks_per_epoch=checks_per_epoch)
     history = history_of([0.9, 0.6, *[0.5] * 60], toy=toy)

@@ -82,6 +82,7 @@ def test_numbers_of_all_signals_are_logged_saved_and_loaded(tmp_path):
     assert not any(name.startswith("stiffness/") for name in loaded[-1].logged)
 
 
+@pytest.mark.slow
 def test_cross_mode_has_the_within_class_value_of_training_pairs_too():
     cross = StiffnessMonitor(probe_size=15, mode="cross", name="cross")
     train = StiffnessMonitor(probe_size=15)

@@ -104,6 +104,7 @@ def test_other_samples_than_in_the_checkpoint_are_told_and_training_goes_on(tmp_
 
 
 @unchecked_types()  # the checker draws random numbers of Python's to look into dicts
+@pytest.mark.slow
 def test_training_is_unchanged(tmp_path):
     names = ["leave_one_out", "gradient_disparity", "evidence", "prediction_changes", "gradient_weight_alignment"]
     measured = StiffnessMonitor(probe_size=18, signals=names, tracked_size=30)

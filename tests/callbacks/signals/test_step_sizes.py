@@ -34,6 +34,7 @@ def test_sgd_moves_by_its_rate_over_one_minus_momentum():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RMSprop])
+@pytest.mark.slow
 def test_adaptive_steps_are_the_mean_over_the_gradient(kind):
     """Against sum(step * gradient) / sum(gradient^2) of the last of many steps on a constant gradient."""
     parameter = torch.zeros(50, requires_grad=True)
