@@ -18,7 +18,7 @@ Generator: TypeAlias = (
     np.random.Generator | np.random.RandomState | np.random.BitGenerator | random.Random | torch.Generator
 )
 
-_GENERATORS: Final = (
+GENERATORS: Final = (
     np.random.Generator,
     np.random.RandomState,
     np.random.BitGenerator,
@@ -95,7 +95,7 @@ def generators_within(holder: object) -> list[Generator]:
         if isinstance(one, _WITHOUT_PARTS) or id(one) in kept:
             continue
         kept[id(one)] = one
-        if isinstance(one, _GENERATORS):
+        if isinstance(one, GENERATORS):
             found.append(one)
         else:
             with contextlib.suppress(Exception):  # an object that cannot be looked into
@@ -136,14 +136,14 @@ def _functions_of(kind: type) -> tuple[FunctionType, ...]:
 
 def _named_by_class(kind: type) -> Iterator[object]:
     """Generators that are class variables, or global variables which a method names."""
-    yield from (value for one in kind.__mro__ for value in vars(one).values() if isinstance(value, _GENERATORS))
+    yield from (value for one in kind.__mro__ for value in vars(one).values() if isinstance(value, GENERATORS))
     for function in _functions_of(kind):
         yield from _named_by(function)
 
 
 def _named_by(function: FunctionType) -> Iterator[object]:
     values = (function.__globals__.get(name) for name in function.__code__.co_names)
-    yield from (value for value in values if isinstance(value, _GENERATORS))
+    yield from (value for value in values if isinstance(value, GENERATORS))
 
 
 def _is_filled(cell: Any) -> bool:

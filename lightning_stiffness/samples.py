@@ -196,7 +196,7 @@ def only_loader(loaders: object) -> DataLoader[Any]:
     >>> only_loader({"labelled": loader}) is loader
     True
     """
-    found = list(_loaders(loaders))
+    found = list(loaders_within(loaders))
     if len(found) == 1:
         return found[0]
     raise StiffnessError(
@@ -241,14 +241,15 @@ def _items(dataset: Any) -> Iterator[Any]:
         yield item
 
 
-def _loaders(loaders: Any) -> Iterator[DataLoader[Any]]:
+def loaders_within(loaders: Any) -> Iterator[DataLoader[Any]]:
+    """Each torch DataLoader in what a training loop iterates."""
     if isinstance(loaders, DataLoader):
         yield loaders
     elif hasattr(loaders, "iterables"):  # Lightning's CombinedLoader
-        yield from _loaders(loaders.iterables)
+        yield from loaders_within(loaders.iterables)
     elif isinstance(loaders, Mapping | list | tuple):
         for loader in loaders.values() if isinstance(loaders, Mapping) else loaders:
-            yield from _loaders(loader)
+            yield from loaders_within(loader)
 
 
 def _explained(requirement: str, call: Callable[..., Any], *arguments: Any) -> Any:

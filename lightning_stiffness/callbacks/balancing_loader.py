@@ -1,7 +1,7 @@
 """The Trainer's training loader, exchanged for one that draws classes at given rates, and the rates of any loader."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lightning_stiffness.callbacks.namespace import rank_zero_info
 from lightning_stiffness.drawable import drawable_positions, draws_evenly, innermost_sampler
 from lightning_stiffness.errors import StiffnessError
 from lightning_stiffness.labels import ambiguous_tensors, unambiguous_labels_of
-from lightning_stiffness.samples import only_loader
+from lightning_stiffness.samples import loaders_within, only_loader
 from lightning_stiffness.sampling import ClassRateSampler, Rates, class_counts
 
 
@@ -171,7 +171,7 @@ def is_natural(trainer: Any) -> bool:
     """Whether what is drawn is as frequent as the classes are in the training data, as far as anybody can tell."""
     return all(
         isinstance(loader.dataset, IterableDataset) or draws_evenly(innermost_sampler(loader))
-        for loader in _loaders(trainer.train_dataloader)
+        for loader in loaders_within(trainer.train_dataloader)
     )
 
 
@@ -196,15 +196,6 @@ def _loader(trainer: Any) -> DataLoader[Any] | None:
         return only_loader(trainer.train_dataloader)
     except StiffnessError:
         return None
-
-
-def _loaders(loaders: Any) -> Iterator[DataLoader[Any]]:
-    """Each torch DataLoader of those that are iterated together."""
-    if isinstance(loaders, DataLoader):
-        yield loaders
-    elif isinstance(loaders, Mapping | list | tuple):
-        for part in loaders.values() if isinstance(loaders, Mapping) else loaders:
-            yield from _loaders(part)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,15 @@
 """What to say where a batch has other losses each time it is measured."""
 
 import contextlib
-import random
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from lightning_stiffness.gram.modes import in_training_mode
+from lightning_stiffness.random_states import GENERATORS
 
 NAMED: Final = 3  # attributes in a message
-_GENERATORS: Final = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _OR_INSTEAD: Final = (
     "or measure a loss without it (`stiffness_step(self, batch) -> (losses [n], targets [n])` on a LightningModule, or "
     "`loss=`)."
@@ -28,7 +25,7 @@ def remedy(module: nn.Module, evaluate: Callable[[], object]) -> str:
     """
     if in_training_mode(module):
         return "Call module.eval() before measuring, or take the randomness out of the loss."
-    generators = [name for name, value in _attributes(module) if isinstance(value, _GENERATORS)]
+    generators = [name for name, value in _attributes(module) if isinstance(value, GENERATORS)]
     before = _versions(module)
     evaluate()
     after = _versions(module)
